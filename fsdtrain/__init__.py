@@ -1,0 +1,1 @@
+"""Train camera-only driving perception from fleet video through a backend interface."""
