@@ -1,30 +1,55 @@
-"""One training batch: the tensors that leave the data plane and enter the model.
+"""What travels from the data plane to the model: one clip window, then a batch of them.
 
 Shape letters, used in tensor names everywhere: B clips, T frames, N cameras, C channels,
-H image rows, W image columns, X BEV cells forward, Y BEV cells to the left, S future steps, K modes.
+H image rows, W image columns, X BEV cells forward, Y BEV cells to the left, Z voxel layers,
+S future steps, K modes.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from fsdtrain.data.schema import Box3d, Lane, Occupancy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipWindow:
+    """T consecutive frames of one clip at training resolution, calibration already following.
+
+    Frames of reference: `geometry.py`. Arrays are float64 unless said. Target builders of the
+    heads read this; nothing here is a tensor yet.
+    """
+
+    clip_id: str
+    frames_TNHWC: NDArray[np.uint8]  # RGB
+    intrinsics_N33: NDArray[np.float64]  # pinhole, pixels of frames_TNHWC
+    camera_to_ego_N44: NDArray[np.float64]
+    timestamps_s_T: NDArray[np.float64]  # seconds since the first frame of the window
+    ego_to_world_T44: NDArray[np.float64]
+    speed_mps: float  # at the last frame, over ground
+    yaw_rate_radps: float  # at the last frame
+    # Ego states from the last frame on: seconds after it, and poses; empty where nothing is known.
+    future_s_F: NDArray[np.float64]
+    future_ego_to_world_F44: NDArray[np.float64]
+    boxes: tuple[tuple[Box3d, ...], ...] | None  # one tuple a frame; None: not annotated
+    lanes: tuple[Lane, ...] | None
+    occupancy: Occupancy | None
 
 
 class ClipBatch(NamedTuple):
-    """Tensors of B clips of T frames from N cameras. Frames of reference: `geometry.py`.
-
-    A NamedTuple, so that DataLoader, Lightning and torch.compile take it as it is.
-    """
+    """Tensors of B windows. A NamedTuple, so DataLoader, Lightning and torch.compile take it."""
 
     frames_BTNCHW: torch.Tensor  # uint8 RGB
     intrinsics_BN33: torch.Tensor  # float32, pixels of frames_BTNCHW
     camera_to_ego_BN44: torch.Tensor  # float32
-    previous_to_current_BT44: torch.Tensor  # float32, ego frame of t-1 -> ego frame of t; t=0: identity
+    previous_to_current_BT44: torch.Tensor  # float32, ego of t-1 -> ego of t; t=0: identity
     frame_interval_s_BT: torch.Tensor  # float32, seconds since frame t-1; t=0: 0
-    reset_BT: torch.Tensor  # bool, True where the memory must start afresh
-    vehicle_BTXY: torch.Tensor  # float32 0/1, cells covered by a vehicle
-    vehicle_valid_BTXY: torch.Tensor  # float32 0/1, cells that count in loss and metric
-    path_BS2: torch.Tensor  # float32, future ego (x, y) in the ego frame of the last frame
-    path_valid_BS: torch.Tensor  # float32 0/1
-    speed_B: torch.Tensor  # float32 m/s at the last frame, for baselines; the model does not read it
+    reset_BT: torch.Tensor  # bool, True where the BEV memory must start afresh (t=0)
+    speed_B: torch.Tensor  # float32 m/s at the last frame: for baselines, never for the model
     yaw_rate_B: torch.Tensor  # float32 rad/s, likewise
     clip_index_B: torch.Tensor  # int64, position in the data set's list of clips
+    targets: Mapping[str, torch.Tensor]  # what the heads' target builders made, stacked over B
