@@ -1,0 +1,113 @@
+"""The door: `python -m fsdtrain <command> [arguments]`.
+
+Each command is a recipe in a file of its own; this file only finds it, and turns a user's mistake
+into one sentence and exit code 2. It does not know what a command does.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fsdtrain.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`module` is imported when the command is given, so that the others cost nothing."""
+
+    module: str
+    help: str
+    uses_hydra: bool = False
+
+
+COMMANDS = {
+    "fit": Command(
+        module="fsdtrain.fit",
+        help="train a model, evaluate it and write a report",
+        uses_hydra=True,
+    ),
+    "validate": Command(
+        module="fsdtrain.evaluate",
+        help="evaluate a checkpoint beside its baselines",
+        uses_hydra=True,
+    ),
+    "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
+    "backends": Command(module="fsdtrain.doctor", help="list the backends, and why one cannot run"),
+    "doctor": Command(module="fsdtrain.doctor", help="check versions, devices and data stores"),
+}
+
+HELP = """usage: fsdtrain <command> [arguments] [--debug]
+
+Train camera-only driving perception from fleet video.
+
+commands:
+{commands}
+
+fsdtrain <command> --help tells more; --debug shows the traceback of an error.
+Shell completion: eval "$(fsdtrain -sc install=bash)"   (bash, zsh or fish)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code (0 fine, 1 a check failed, 2 the user's mistake)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    is_debugging = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if given else EXIT_USER_ERROR
+    try:
+        return _run(given[0], given[1:])
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if is_debugging:
+            raise
+        sys.stderr.write(f"fsdtrain: {_one_sentence(error)}\n")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        if is_debugging:
+            raise
+        sys.stderr.write("fsdtrain: interrupted\n")
+        return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name in ("-sc", "--shell-completion") or name.startswith("--shell-completion="):
+        from fsdtrain.hydra_app import complete_shell
+
+        return complete_shell([name, *arguments], hydra_commands=_hydra_commands())
+    if name not in COMMANDS:
+        raise UserError(f"no command {name!r}; commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if command.uses_hydra:
+        from fsdtrain.hydra_app import run_with_hydra
+
+        return run_with_hydra(name, command.module, arguments)
+    run: Callable[[str, list[str]], int] = import_module(command.module).main
+    return run(name, arguments)
+
+
+def _hydra_commands() -> dict[str, bool]:
+    return {name: command.uses_hydra for name, command in COMMANDS.items()}
+
+
+def _help() -> str:
+    lines = (f"  {name:<10} {command.help}" for name, command in COMMANDS.items())
+    return HELP.format(commands="\n".join(lines))
+
+
+def _one_sentence(error: Exception) -> str:
+    """The message without Hydra's hints on its own environment variables."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(
+        line for line in lines if line and "HYDRA_FULL_ERROR" not in line and "full_key" not in line
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Runs a recipe under Hydra: config search path, overrides, multirun, help, shell completion.
+
+It does not know the recipes: a recipe is a module with `run(config: DictConfig) -> None`.
+"""
+
+import os
+import sys
+from importlib import import_module
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+
+from fsdtrain.backend import installed_backends
+from fsdtrain.errors import UserError
+from fsdtrain.paths import config_dir
+
+
+class BackendConfigs(SearchPathPlugin):
+    """Adds the config folders that the installed backends ship, after our own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for backend in installed_backends().values():
+            if backend.config_path is not None:
+                search_path.append(provider=backend.distribution, path=backend.config_path)
+
+
+def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
+    """Parse `arguments` as Hydra does, compose config `name` and call `module.run(config)`."""
+
+    def task(config: DictConfig) -> None:
+        # Imported here, so that --help and --cfg do not wait for torch.
+        try:
+            import_module(module).run(config)
+        except UserError as error:
+            # Hydra would wrap it in lines of its own: a SystemExit passes it untouched.
+            if "--debug" in sys.argv:
+                raise
+            sys.stderr.write(f"fsdtrain: {error}\n")
+            raise SystemExit(2) from error
+
+    _prepare_hydra()
+    sys.argv = [f"fsdtrain-{name}", *arguments]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+    return 0
+
+
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
+    """The composed config of a command, for commands that do not run under Hydra."""
+    _prepare_hydra()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        return compose(config_name=name, overrides=overrides)
+
+
+def complete_shell(arguments: list[str], *, hydra_commands: dict[str, bool]) -> int:
+    """Answer a shell's completion query: first the command, then Hydra's overrides for it."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split(" ")
+    is_query = any(argument.startswith("query=") for argument in arguments)
+    if is_query and len(words) <= 2:
+        prefix = words[1] if len(words) == 2 else ""
+        sys.stdout.write(" ".join(name for name in hydra_commands if name.startswith(prefix)))
+        return 0
+    name = words[1] if is_query else "fit"
+    if not hydra_commands.get(name, False):
+        return 0
+    if is_query:
+        # Hydra completes `program overrides`; the command is ours.
+        rest = " ".join([words[0], *words[2:]])
+        os.environ["COMP_LINE"] = rest
+        os.environ["COMP_POINT"] = str(len(rest))
+    return run_with_hydra(name, "fsdtrain.fit", arguments)
+
+
+def _prepare_hydra() -> None:
+    # Hydra would otherwise print its own error lines and exit with 1; the door prints ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if BackendConfigs not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(BackendConfigs)
