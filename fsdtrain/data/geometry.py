@@ -96,7 +96,7 @@ def yaw_quaternion(yaw_rad: float) -> Quaternion:
 
 
 def yaw_of(rotation: Array) -> float:
-    """Heading in radians of a [3, 3] or [4, 4] rotation: the direction of its x axis seen from above."""
+    """Heading in radians of a [3, 3] or [4, 4] rotation: where its x axis points from above."""
     return float(np.arctan2(rotation[1, 0], rotation[0, 0]))
 
 
@@ -124,7 +124,8 @@ def invert_pose(matrix: Array) -> Array:
 
 def transform_points(matrix: Array, points: Array) -> Array:
     """Apply a [4, 4] to points [..., 3]."""
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
+    moved: Array = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return moved
 
 
 def box_corners(box: Box3d) -> Array:
@@ -133,8 +134,8 @@ def box_corners(box: Box3d) -> Array:
     x = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * length / 2
     y = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * width / 2
     z = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) * height / 2
-    corners = np.stack([x, y, z], axis=-1)
-    return corners @ rotation_matrix(box.rotation_wxyz).T + np.asarray(box.center_m)
+    corners: Array = np.stack([x, y, z], axis=-1) @ rotation_matrix(box.rotation_wxyz).T
+    return corners + np.asarray(box.center_m)
 
 
 def intrinsic_matrix(camera: CameraCalibration) -> Array:

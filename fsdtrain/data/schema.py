@@ -22,7 +22,7 @@ Everything is JSON or H.264: nothing is ever unpickled.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
@@ -56,14 +56,14 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Strict base: keyword-only, immutable, unknown fields are errors."""
 
 
-class Pose(Struct, kw_only=True):
+class Pose(Struct, frozen=True, kw_only=True):
     """A rigid transform child -> parent: p_parent = R(rotation_wxyz) p_child + translation_m."""
 
     rotation_wxyz: Quaternion
     translation_m: Vector3
 
 
-class CameraCalibration(Struct, kw_only=True):
+class CameraCalibration(Struct, frozen=True, kw_only=True):
     """One camera: projection, distortion, mounting and image size.
 
     `distortion` holds nothing for "pinhole", OpenCV's (k1, k2, p1, p2, k3) for "opencv" and
@@ -81,13 +81,13 @@ class CameraCalibration(Struct, kw_only=True):
     height: int
 
 
-class Rig(Struct, kw_only=True):
+class Rig(Struct, frozen=True, kw_only=True):
     """All cameras of one vehicle by name."""
 
     cameras: dict[str, CameraCalibration]
 
 
-class ClipMeta(Struct, kw_only=True):
+class ClipMeta(Struct, frozen=True, kw_only=True):
     """What the clip is and what a reader may expect in it.
 
     `frame_rate_hz` is nominal; `FrameTimes` holds the truth. `source` names where the clip came
@@ -109,14 +109,14 @@ class ClipMeta(Struct, kw_only=True):
     annotations: tuple[Literal["boxes", "lanes", "occupancy"], ...] = ()
 
 
-class FrameTimes(Struct, kw_only=True):
-    """`reference_ns[t]` is the moment frame t's labels hold for; `camera_ns[name][t]` each shutter."""
+class FrameTimes(Struct, frozen=True, kw_only=True):
+    """`reference_ns[t]`: when frame t's labels hold; `camera_ns[name][t]`: each shutter."""
 
     reference_ns: tuple[int, ...]
     camera_ns: dict[str, tuple[int, ...]]
 
 
-class EgoState(Struct, kw_only=True):
+class EgoState(Struct, frozen=True, kw_only=True):
     """The vehicle at one moment. Velocity and acceleration are over ground, in ego axes."""
 
     timestamp_ns: int
@@ -126,13 +126,13 @@ class EgoState(Struct, kw_only=True):
     yaw_rate_radps: float
 
 
-class EgoTrack(Struct, kw_only=True):
+class EgoTrack(Struct, frozen=True, kw_only=True):
     """Ego states in time order; cover every reference time and may reach past the last one."""
 
     states: tuple[EgoState, ...]
 
 
-class Box3d(Struct, kw_only=True):
+class Box3d(Struct, frozen=True, kw_only=True):
     """An oriented box in the ego frame of its own frame's reference time.
 
     `size_m` is (length, width, height) along the box's own x, y, z; `center_m` is its centre.
@@ -148,14 +148,14 @@ class Box3d(Struct, kw_only=True):
     visibility: float | None = None
 
 
-class Lane(Struct, kw_only=True):
+class Lane(Struct, frozen=True, kw_only=True):
     """A polyline in the ego frame of the last frame's reference time."""
 
     kind: LaneKind
     points_m: tuple[Vector3, ...]
 
 
-class Occupancy(Struct, kw_only=True):
+class Occupancy(Struct, frozen=True, kw_only=True):
     """A voxel grid of class indices in the ego frame of frame `frame_index`.
 
     `runs` is (value, length) run-length code over the C-ordered grid [x, y, z]; value 0 is free,
@@ -170,7 +170,7 @@ class Occupancy(Struct, kw_only=True):
     runs: tuple[tuple[int, int], ...]
 
 
-class Labels(Struct, kw_only=True):
+class Labels(Struct, frozen=True, kw_only=True):
     """`boxes[t]` are the boxes of frame t. None means not annotated; empty means nothing there."""
 
     schema: Literal["fleetclip-labels"] = "fleetclip-labels"
@@ -180,7 +180,7 @@ class Labels(Struct, kw_only=True):
     occupancy: Occupancy | None = None
 
 
-class Clip(Struct, kw_only=True):
+class Clip(Struct, frozen=True, kw_only=True):
     """One whole clip in memory; `video[camera]` is an Annex B H.264 stream."""
 
     meta: ClipMeta
@@ -191,7 +191,7 @@ class Clip(Struct, kw_only=True):
     video: dict[str, bytes]
 
 
-class IndexMember(Struct, kw_only=True):
+class IndexMember(Struct, frozen=True, kw_only=True):
     """Where one member's bytes lie in the tar, and their CRC-32 (zlib)."""
 
     name: str
@@ -200,7 +200,7 @@ class IndexMember(Struct, kw_only=True):
     crc32: int
 
 
-class IndexClip(Struct, kw_only=True):
+class IndexClip(Struct, frozen=True, kw_only=True):
     """One clip's members; `num_frames` and `cameras` must agree with its meta."""
 
     clip_id: str
@@ -210,7 +210,7 @@ class IndexClip(Struct, kw_only=True):
     members: tuple[IndexMember, ...]
 
 
-class ShardIndex(Struct, kw_only=True):
+class ShardIndex(Struct, frozen=True, kw_only=True):
     """The sidecar of one shard. `num_frames` counts frames of all clips and all cameras."""
 
     schema: Literal["fleetclip-index"] = "fleetclip-index"
@@ -275,7 +275,7 @@ Fail = Callable[[str, str], None]
 
 
 def _check_same_cameras(
-    expected: tuple[str, ...], field: str, found: dict[str, object] | dict[str, bytes], fail: Fail
+    expected: tuple[str, ...], field: str, found: Mapping[str, object], fail: Fail
 ) -> None:
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))

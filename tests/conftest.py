@@ -1,0 +1,176 @@
+"""Fixtures for all tests: small clips made by hand, no files."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from fsdtrain.data.geometry import pose_from_matrix, yaw_quaternion
+from fsdtrain.data.schema import (
+    Box3d,
+    CameraCalibration,
+    Clip,
+    ClipMeta,
+    EgoState,
+    EgoTrack,
+    FrameTimes,
+    Labels,
+    Lane,
+    Occupancy,
+    Pose,
+    Rig,
+)
+from fsdtrain.data.video import encode_h264
+
+MakeClip = Callable[..., Clip]
+
+# Camera x (right) is ego -y, camera y (down) is ego -z, camera z (forward) is ego x.
+FORWARD_CAMERA = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+FRAME_NS = 100_000_000
+START_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> MakeClip:
+    """`make_clip(clip_id="clip-0", seed=0, num_frames=5, size=(48, 64), ...)` -> a valid Clip.
+
+    Two cameras ("front", "rear") of moving random texture, an ego on a circle at 10 m/s whose track
+    reaches 2 s past the last frame, two boxes a frame, one lane, a small occupancy grid.
+    """
+    return _make_clip
+
+
+def _make_clip(
+    *,
+    clip_id: str = "clip-0",
+    seed: int = 0,
+    num_frames: int = 5,
+    size: tuple[int, int] = (48, 64),
+    cameras: tuple[str, ...] = ("front", "rear"),
+    future_states: int = 20,
+    has_ego_motion: bool = True,
+    annotations: tuple[str, ...] = ("boxes", "lanes", "occupancy"),
+    **changes: Any,  # Any: fields of Clip to replace, whatever their types
+) -> Clip:
+    rng = np.random.default_rng([seed, *clip_id.encode()])
+    reference_ns = tuple(START_NS + FRAME_NS * frame for frame in range(num_frames))
+    states = tuple(
+        _ego_state(frame * FRAME_NS * 1e-9, START_NS + FRAME_NS * frame)
+        for frame in range(num_frames + future_states)
+    )
+    clip = Clip(
+        meta=ClipMeta(
+            clip_id=clip_id,
+            source="test",
+            split="train",
+            scene=f"scene-{seed}",
+            cameras=cameras,
+            num_frames=num_frames,
+            frame_rate_hz=10.0,
+            has_ego_motion=has_ego_motion,
+            annotations=annotations,  # type: ignore[arg-type]  # checked by validate_clip
+        ),
+        rig=Rig(cameras={name: _camera(size, i, rng) for i, name in enumerate(cameras)}),
+        frames=FrameTimes(
+            reference_ns=reference_ns, camera_ns=dict.fromkeys(cameras, reference_ns)
+        ),
+        ego=EgoTrack(states=states),
+        labels=Labels(
+            boxes=_boxes(rng, num_frames) if "boxes" in annotations else None,
+            lanes=_lanes() if "lanes" in annotations else None,
+            occupancy=_occupancy(num_frames) if "occupancy" in annotations else None,
+        ),
+        video={
+            name: encode_h264(_texture(rng, num_frames, size), frame_rate_hz=10.0)
+            for name in cameras
+        },
+    )
+    return msgspec.structs.replace(clip, **changes)
+
+
+def _camera(size: tuple[int, int], number: int, rng: np.random.Generator) -> CameraCalibration:
+    height, width = size
+    turn = np.eye(4)
+    angle = np.pi * number + rng.normal(0.0, 0.05)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    pose = np.eye(4)
+    pose[:3, :3] = turn[:3, :3] @ FORWARD_CAMERA
+    pose[:3, 3] = (1.5 - 2.0 * number, rng.normal(0.0, 0.1), 1.6)
+    return CameraCalibration(
+        model="pinhole",
+        fx=0.8 * width + rng.normal(),
+        fy=0.8 * width + rng.normal(),
+        cx=width / 2 + rng.normal(),
+        cy=height / 2 + rng.normal(),
+        camera_to_ego=pose_from_matrix(pose),
+        width=width,
+        height=height,
+    )
+
+
+def _ego_state(seconds: float, timestamp_ns: int) -> EgoState:
+    speed, yaw_rate = 10.0, 0.2
+    yaw = yaw_rate * seconds
+    radius = speed / yaw_rate
+    return EgoState(
+        timestamp_ns=timestamp_ns,
+        ego_to_world=Pose(
+            rotation_wxyz=yaw_quaternion(yaw),
+            translation_m=(radius * math.sin(yaw), radius * (1 - math.cos(yaw)), 0.0),
+        ),
+        velocity_mps=(speed, 0.0, 0.0),
+        acceleration_mps2=(0.0, speed * yaw_rate, 0.0),
+        yaw_rate_radps=yaw_rate,
+    )
+
+
+def _boxes(rng: np.random.Generator, num_frames: int) -> tuple[tuple[Box3d, ...], ...]:
+    start, yaw = rng.uniform(5, 20), rng.uniform(-3, 3)
+    return tuple(
+        (
+            Box3d(
+                category="car",
+                track_id="a",
+                center_m=(start + frame, 3.0, 0.8),
+                size_m=(4.5, 1.9, 1.6),
+                rotation_wxyz=yaw_quaternion(yaw),
+                velocity_mps=(1.0, 0.5, 0.0),
+                visibility=0.75,
+            ),
+            Box3d(
+                category="pedestrian",
+                track_id="b",
+                center_m=(8.0, -4.0, 0.9),
+                size_m=(0.6, 0.6, 1.8),
+                rotation_wxyz=yaw_quaternion(0.0),
+            ),
+        )
+        for frame in range(num_frames)
+    )
+
+
+def _lanes() -> tuple[Lane, ...]:
+    return (Lane(kind="divider", points_m=tuple((float(x), 1.8, 0.0) for x in range(0, 30, 5))),)
+
+
+def _occupancy(num_frames: int) -> Occupancy:
+    return Occupancy(
+        frame_index=num_frames - 1,
+        classes=("vehicle",),
+        min_corner_m=(0.0, -2.0, 0.0),
+        voxel_size_m=0.5,
+        shape=(4, 8, 2),
+        runs=((0, 32), (1, 16), (-1, 16)),
+    )
+
+
+def _texture(
+    rng: np.random.Generator, num_frames: int, size: tuple[int, int]
+) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    height, width = size
+    cells = rng.integers(0, 255, ((height + num_frames) // 4 + 2, (width + num_frames) // 4 + 2, 3))
+    wide = cells.repeat(4, axis=0).repeat(4, axis=1).astype(np.uint8)
+    return [wide[frame : frame + height, frame : frame + width] for frame in range(num_frames)]
