@@ -21,6 +21,7 @@ Yaw is counter-clockwise seen from above: 0 is forward, +pi/2 is left.
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -141,6 +142,20 @@ def box_corners(box: Box3d) -> Array:
 def intrinsic_matrix(camera: CameraCalibration) -> Array:
     """[3, 3] with the pixel convention of the module's head."""
     return np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]])
+
+
+def resize_camera(camera: CameraCalibration, *, width: int, height: int) -> CameraCalibration:
+    """The calibration of the image resized to width x height pixels, each axis by its own factor."""
+    scale_x, scale_y = width / camera.width, height / camera.height
+    return msgspec.structs.replace(
+        camera,
+        fx=camera.fx * scale_x,
+        fy=camera.fy * scale_y,
+        cx=camera.cx * scale_x,
+        cy=camera.cy * scale_y,
+        width=width,
+        height=height,
+    )
 
 
 def project_points(camera: CameraCalibration, points_ego: Array) -> tuple[Array, Array]:
