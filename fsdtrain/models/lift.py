@@ -1,0 +1,65 @@
+"""From image features to bird's-eye view: pillars of voxel centres look into the cameras."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fsdtrain.data.geometry import BevGrid
+from fsdtrain.models.blocks import ConvNormRelu
+from fsdtrain.ops.table import ProjectSample
+
+
+class Lift(nn.Module):
+    """Sample every voxel, then mix the Z layers of a cell.
+
+    Calibration is an input, so that rigs and augmentation may vary from clip to clip. Source:
+    Simple-BEV, arXiv 2206.07959.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: BevGrid,
+        heights_m: Sequence[float],
+        in_channels: int,
+        out_channels: int,
+        max_views: int,
+        project_sample: ProjectSample,
+    ) -> None:
+        super().__init__()
+        self.project_sample = project_sample
+        self.max_views = max_views
+        num_x, num_y = grid.shape
+        # From the same formula as the grid's cell_centers, but in torch: under a meta device
+        # the buffer is a meta tensor too.
+        x = grid.x_min_m + (torch.arange(num_x) + 0.5) * grid.cell_m
+        y = grid.y_min_m + (torch.arange(num_y) + 0.5) * grid.cell_m
+        z = torch.tensor(list(heights_m), dtype=x.dtype)
+        layers = torch.meshgrid(z, x, y, indexing="ij")
+        points_ZXY3 = torch.stack([layers[1], layers[2], layers[0]], -1)
+        self.points_ZXY3: Tensor
+        self.register_buffer("points_ZXY3", points_ZXY3, persistent=False)
+        self.mix = ConvNormRelu(in_channels * len(heights_m), out_channels, kernel=1)
+
+    def forward(
+        self,
+        feats_BTNChw: Tensor,
+        intrinsics_BN33: Tensor,
+        camera_to_ego_BN44: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """[B, T, C, X, Y]; a cell no camera sees holds the same learnt value everywhere."""
+        voxels_BTCZXY = self.project_sample(
+            feats_BTNChw,
+            self.points_ZXY3,
+            intrinsics_BN33,
+            camera_to_ego_BN44,
+            image_size,
+            self.max_views,
+        )
+        B, T, C, Z, X, Y = voxels_BTCZXY.shape
+        pillars = voxels_BTCZXY.reshape(B * T, C * Z, X, Y)
+        # Channels last is what CPU and GPU convolutions are fastest with.
+        mixed: Tensor = self.mix(pillars.contiguous(memory_format=torch.channels_last))
+        return mixed.reshape(B, T, -1, X, Y)
