@@ -82,7 +82,9 @@ def read_range(path: str, start: int, end: int, *, where: str) -> bytes:
 
 
 def _retrying(action: Callable[[], _Result], path: str) -> _Result:
-    for attempt in range(READ_ATTEMPTS - 1):
+    # A local fault does not pass by waiting.
+    num_attempts = READ_ATTEMPTS if "://" in path else 1
+    for attempt in range(num_attempts - 1):
         try:
             return action()
         except FileNotFoundError:
