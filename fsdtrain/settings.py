@@ -18,11 +18,7 @@ from fsdtrain.errors import UserError
 Class = TypeVar("Class")
 
 
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strict base: immutable, an unknown key is an error."""
-
-
-class GridSettings(Struct, kw_only=True):
+class GridSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The BEV rectangle in ego metres; see `fsdtrain/data/geometry.py`."""
 
     x_min_m: float
@@ -44,7 +40,7 @@ class GridSettings(Struct, kw_only=True):
                 )
 
 
-class DataSettings(Struct, kw_only=True):
+class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which clips, and how they become batches."""
 
     # "synthetic" makes (or reuses) a fleet; "shards" reads fleetclip shards.
@@ -63,7 +59,7 @@ class DataSettings(Struct, kw_only=True):
     augmentation: dict[str, Any] | None
 
 
-class TrainingSettings(Struct, kw_only=True):
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Optimiser, schedule and what happens around the steps."""
 
     max_steps: int
@@ -95,7 +91,7 @@ class TrainingSettings(Struct, kw_only=True):
             )
 
 
-class ModelSettings(Struct, kw_only=True):
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the data plane must know of the model, and the model's own options."""
 
     image_size: tuple[int, int]  # rows, columns
@@ -105,7 +101,7 @@ class ModelSettings(Struct, kw_only=True):
     heads: dict[str, dict[str, Any]]  # name -> _target_ and its options
 
 
-class Settings(Struct, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `fit` and `validate` need."""
 
     seed: int

@@ -1,6 +1,6 @@
 """The run folder: what a run writes about itself, so that it can be read and compared elsewhere.
 
-    manifest.json      Manifest: versions, git, config and its hash, seed, data hash, device, backend
+    manifest.json      Manifest: versions, git, config hash, seed, data hash, device, backend
     config.yaml        the composed configuration
     metrics.csv        every logged scalar by step
     results.json       Results: the final figures, each with its origin and its baselines
@@ -88,7 +88,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """(revision, has uncommitted changes) of the checkout that `folder` lies in, or (None, None)."""
+    """(revision, has uncommitted changes) of the checkout around `folder`, or (None, None)."""
     try:
         revision = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"],

@@ -1,0 +1,84 @@
+"""Settings -> the objects of a run. What `fit` and `validate` share; neither trains nor evaluates.
+
+Each function takes plain settings and returns one object; classes that a config names by
+`_target_` are built here and nowhere else.
+"""
+
+import hashlib
+import logging
+
+from fsdtrain.data.augment import Augmentation
+from fsdtrain.data.datamodule import FleetDataModule
+from fsdtrain.data.geometry import BevGrid
+from fsdtrain.data.shard import find_shards, read_index
+from fsdtrain.data.schema import encode_json
+from fsdtrain.data.synthetic.fleet import SyntheticFleet, cached_fleet
+from fsdtrain.heads.head import Head
+from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.ops.table import OpTable
+from fsdtrain.settings import DataSettings, ModelSettings, Settings, instantiate
+
+logger = logging.getLogger(__name__)
+
+
+def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
+    """The network with its heads, calling ops through the backend's table."""
+    grid = BevGrid(
+        x_min_m=model.grid.x_min_m,
+        x_max_m=model.grid.x_max_m,
+        y_min_m=model.grid.y_min_m,
+        y_max_m=model.grid.y_max_m,
+        cell_m=model.grid.cell_m,
+    )
+    heads = {
+        name: instantiate(options, Head, grid=grid) for name, options in model.heads.items()
+    }
+    return instantiate(
+        model.network, HydraBev, grid=grid, image_size=model.image_size, heads=heads, ops=ops
+    )
+
+
+def find_data(data: DataSettings) -> tuple[str, str]:
+    """(training shards, validation shards); makes the synthetic fleet if it is not there yet."""
+    if data.source == "synthetic":
+        assert data.fleet is not None, "settings have checked this"
+        paths = cached_fleet(instantiate(data.fleet, SyntheticFleet))
+        return str(paths.train), str(paths.val)
+    assert data.train is not None, "settings have checked this"
+    assert data.val is not None, "settings have checked this"
+    return data.train, data.val
+
+
+def build_datamodule(
+    settings: Settings, network: HydraBev, train: str, val: str
+) -> FleetDataModule:
+    """The data module: windows at the network's resolution with the targets its heads need."""
+    data = settings.data
+    return FleetDataModule(
+        train=train,
+        val=val,
+        cameras=data.cameras,
+        image_size=settings.model.image_size,
+        crop_top=data.crop_top,
+        crop_bottom=data.crop_bottom,
+        num_frames=settings.model.num_frames,
+        frame_stride=data.frame_stride,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        cache_decoded_bytes=data.cache_decoded_mib * 2**20,
+        max_bad_clips=data.max_bad_clips,
+        augmentation=None
+        if data.augmentation is None
+        else instantiate(data.augmentation, Augmentation),
+        target_builders=[head.target_builder() for head in network.heads.values()],
+        seed=settings.seed,
+    )
+
+
+def hash_data(*sources: str) -> str:
+    """SHA-256 over the indices of all shards, which hold the checksum of every member."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for shard in find_shards(source):
+            digest.update(encode_json(read_index(shard)))
+    return digest.hexdigest()

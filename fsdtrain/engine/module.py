@@ -1,0 +1,117 @@
+"""The LightningModule: one training step, its optimiser and its metrics.
+
+It does not know the backend, the data set or the heads' tasks: a head brings its own metric.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from fsdtrain.data.batch import ClipBatch
+from fsdtrain.engine.schedule import schedule_function
+from fsdtrain.engine.step import StepOutput, TrainingStep
+from fsdtrain.heads.head import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW and its schedule; `num_steps` counts optimiser steps."""
+
+    num_steps: int
+    learning_rate: float
+    weight_decay: float
+    schedule: Literal["one_cycle", "cosine", "constant"]
+    warmup_fraction: float
+
+
+class DrivingModule(LightningModule):
+    """Trains a `TrainingStep`; logs its losses, and in validation every head's metric."""
+
+    def __init__(self, step: TrainingStep, optimisation: Optimisation) -> None:
+        super().__init__()
+        self.step = step
+        self.optimisation = optimisation
+        # Not submodules: the moving average of the weights would average the counts too.
+        priors = {name: head.prior() for name, head in self._heads()}
+        self.priors = {name: prior for name, prior in priors.items() if prior is not None}
+        # Made anew for every validation: a metric may need what the priors hold by then.
+        self.metrics = nn.ModuleDict()
+
+    def _heads(self) -> list[tuple[str, Head]]:
+        # ModuleDict is not generic; that its values are heads is HydraBev's contract.
+        return cast("list[tuple[str, Head]]", list(self.step.network.heads.items()))
+
+    def _metrics(self) -> list[tuple[str, Metric]]:
+        return cast("list[tuple[str, Metric]]", list(self.metrics.items()))
+
+    def on_fit_start(self) -> None:
+        for prior in self.priors.values():
+            prior.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # So that `validate` and a resumed run have them. Under DDP these are rank 0's counts.
+        checkpoint["priors"] = {name: prior.metric_state for name, prior in self.priors.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, prior in self.priors.items():
+            for state_name, value in checkpoint["priors"][name].items():
+                setattr(prior, state_name, value)
+            # Otherwise torchmetrics takes it for one that saw nothing, and warns.
+            prior._update_count = 1
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        for prior in self.priors.values():
+            prior.update(batch)
+        output: StepOutput = self.step(batch)
+        self.log("train/loss", output.loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in output.losses.items()})
+        return output.loss
+
+    def on_validation_epoch_start(self) -> None:
+        priors = {name: prior.compute() for name, prior in self.priors.items()}
+        self.metrics = nn.ModuleDict(
+            {name: head.metric(priors.get(name)).to(self.device) for name, head in self._heads()}
+        )
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        output: StepOutput = self.step(batch)
+        num_clips = batch.clip_index_B.shape[0]
+        self.log("val/loss", output.loss, batch_size=num_clips, sync_dist=True)
+        for name, metric in self._metrics():
+            metric.update(output.outputs[name], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        for head_name, metric in self._metrics():
+            figures: dict[str, Tensor] = metric.compute()
+            self.log_dict({f"val/{head_name}_{name}": value for name, value in figures.items()})
+
+    def configure_optimizers(self) -> Any:  # Lightning's own union of a dozen shapes
+        settings = self.optimisation
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(self.step, settings.weight_decay), lr=settings.learning_rate
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            schedule_function(
+                num_steps=settings.num_steps,
+                schedule=settings.schedule,
+                warmup_fraction=settings.warmup_fraction,
+            ),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def _parameter_groups(step: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    # Biases and the scales of norms are not to be pulled to zero.
+    parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

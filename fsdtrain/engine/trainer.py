@@ -1,0 +1,73 @@
+"""Builds the Lightning Trainer of a run from plain settings and a backend's parts."""
+
+from pathlib import Path
+
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from fsdtrain.backend import Backend
+from fsdtrain.settings import TrainingSettings
+
+
+def build_trainer(training: TrainingSettings, backend: Backend, run_dir: Path) -> Trainer:
+    """A Trainer that counts in optimiser steps and writes below `run_dir`."""
+    parts = backend.trainer_parts()
+    return Trainer(
+        accelerator=parts.accelerator,
+        strategy=parts.strategy,
+        devices=parts.devices,
+        precision=parts.precision,
+        plugins=list(parts.plugins) or None,
+        deterministic=parts.is_deterministic,
+        max_steps=training.max_steps,
+        max_epochs=-1,
+        val_check_interval=training.validate_every_steps * training.accumulate_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=training.gradient_clip_norm,
+        accumulate_grad_batches=training.accumulate_batches,
+        log_every_n_steps=training.log_every_steps,
+        # Our loader slices the global order by rank itself.
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        callbacks=_callbacks(training, run_dir),
+        logger=[
+            CSVLogger(run_dir, name="", version=""),
+            TensorBoardLogger(run_dir, name="", version="tensorboard"),
+        ],
+        default_root_dir=run_dir,
+    )
+
+
+def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
+    callbacks: list[Callback] = [
+        RichProgressBar(),
+        LearningRateMonitor(logging_interval="step"),
+        ModelCheckpoint(
+            dirpath=run_dir / "checkpoints",
+            filename="best",
+            monitor=training.monitor,
+            mode=training.monitor_mode,
+            save_last=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if training.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
+    if training.early_stop_patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                training.monitor,
+                mode=training.monitor_mode,
+                patience=training.early_stop_patience,
+                check_finite=True,
+            )
+        )
+    return callbacks
