@@ -135,8 +135,10 @@ def box_corners(box: Box3d) -> Array:
     x = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * length / 2
     y = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * width / 2
     z = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) * height / 2
-    corners: Array = np.stack([x, y, z], axis=-1) @ rotation_matrix(box.rotation_wxyz).T
-    return corners + np.asarray(box.center_m)
+    box_to_ego = np.eye(4)
+    box_to_ego[:3, :3] = rotation_matrix(box.rotation_wxyz)
+    box_to_ego[:3, 3] = box.center_m
+    return transform_points(box_to_ego, np.stack([x, y, z], axis=-1))
 
 
 def intrinsic_matrix(camera: CameraCalibration) -> Array:
@@ -145,7 +147,7 @@ def intrinsic_matrix(camera: CameraCalibration) -> Array:
 
 
 def resize_camera(camera: CameraCalibration, *, width: int, height: int) -> CameraCalibration:
-    """The calibration of the image resized to width x height pixels, each axis by its own factor."""
+    """The calibration after a resize to width x height pixels, each axis by its own factor."""
     scale_x, scale_y = width / camera.width, height / camera.height
     return msgspec.structs.replace(
         camera,
