@@ -10,8 +10,8 @@ import logging
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.geometry import BevGrid
-from fsdtrain.data.shard import find_shards, read_index
 from fsdtrain.data.schema import encode_json
+from fsdtrain.data.shard import find_shards, read_index
 from fsdtrain.data.synthetic.fleet import SyntheticFleet, cached_fleet
 from fsdtrain.heads.head import Head
 from fsdtrain.models.hydra_bev import HydraBev
@@ -30,9 +30,7 @@ def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
         y_max_m=model.grid.y_max_m,
         cell_m=model.grid.cell_m,
     )
-    heads = {
-        name: instantiate(options, Head, grid=grid) for name, options in model.heads.items()
-    }
+    heads = {name: instantiate(options, Head, grid=grid) for name, options in model.heads.items()}
     return instantiate(
         model.network, HydraBev, grid=grid, image_size=model.image_size, heads=heads, ops=ops
     )

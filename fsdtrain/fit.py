@@ -4,8 +4,6 @@ The recipe only: every line's work is done by what it calls.
 """
 
 import logging
-import shlex
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from fsdtrain.backend import load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.engine.checkpoints import find_last_checkpoint, load_weights
-from fsdtrain.engine.module import DrivingModule, Optimisation
-from fsdtrain.engine.run_record import Results, make_manifest, prepare_run_folder, write_json
+from fsdtrain.engine.module import DrivingModule
+from fsdtrain.engine.run_record import Results, prepare_run_folder
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_trainer
-from fsdtrain.evaluate import conclude
-from fsdtrain.settings import Settings, TrainingSettings, read_settings
+from fsdtrain.evaluate import conclude, record_run
+from fsdtrain.settings import Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -36,30 +34,15 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
-    backend = load_backend(
-        settings.backend["name"],
-        {key: value for key, value in settings.backend.items() if key != "name"},
-    )
+    backend = load_backend(settings.backend["name"], settings.backend_options)
     train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
-    module = DrivingModule(step, _optimisation(settings.training))
+    module = DrivingModule(step, settings.training)
     backend.compile_step(step)
 
-    manifest = make_manifest(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        started_at=started_at.isoformat(timespec="seconds"),
-        seed=settings.seed,
-        backend=backend.name,
-        device=backend.device_name(),
-        origin=backend.value_origin,
-        config_yaml=config_yaml,
-        data_sha256=hash_data(train, val),
-    )
-    write_json(run_dir / "manifest.json", manifest)
-    (run_dir / "config.yaml").write_text(config_yaml)
-
+    record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(train, val))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     logger.info("model: %.3f M parameters; run folder: %s", num_parameters / 1e6, run_dir)
     trainer = build_trainer(settings.training, backend, run_dir)
@@ -70,16 +53,6 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     load_weights(module, run_dir / "checkpoints" / "last.ckpt")
     return conclude(
         module, datamodule, backend, run_dir, num_report_clips=settings.num_report_clips
-    )
-
-
-def _optimisation(training: TrainingSettings) -> Optimisation:
-    return Optimisation(
-        num_steps=training.max_steps,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        warmup_fraction=training.warmup_fraction,
     )
 
 

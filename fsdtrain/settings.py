@@ -126,6 +126,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if "name" not in self.backend:
             raise ValueError("backend.name is missing: choose one with backend=<name>")
 
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """What the backend's constructor takes: its Hydra group without the name."""
+        return {key: value for key, value in self.backend.items() if key != "name"}
+
 
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""

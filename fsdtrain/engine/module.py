@@ -3,8 +3,7 @@
 It does not know the backend, the data set or the heads' tasks: a head brings its own metric.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -15,33 +14,24 @@ from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.schedule import schedule_function
 from fsdtrain.engine.step import StepOutput, TrainingStep
 from fsdtrain.heads.head import Head
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """AdamW and its schedule; `num_steps` counts optimiser steps."""
-
-    num_steps: int
-    learning_rate: float
-    weight_decay: float
-    schedule: Literal["one_cycle", "cosine", "constant"]
-    warmup_fraction: float
+from fsdtrain.settings import TrainingSettings
 
 
 class DrivingModule(LightningModule):
     """Trains a `TrainingStep`; logs its losses, and in validation every head's metric."""
 
-    def __init__(self, step: TrainingStep, optimisation: Optimisation) -> None:
+    def __init__(self, step: TrainingStep, training: TrainingSettings) -> None:
         super().__init__()
         self.step = step
-        self.optimisation = optimisation
+        self.training_settings = training
         # Not submodules: the moving average of the weights would average the counts too.
-        priors = {name: head.prior() for name, head in self._heads()}
+        priors = {name: head.prior() for name, head in self.heads()}
         self.priors = {name: prior for name, prior in priors.items() if prior is not None}
         # Made anew for every validation: a metric may need what the priors hold by then.
         self.metrics = nn.ModuleDict()
 
-    def _heads(self) -> list[tuple[str, Head]]:
+    def heads(self) -> list[tuple[str, Head]]:
+        """The heads by name."""
         # ModuleDict is not generic; that its values are heads is HydraBev's contract.
         return cast("list[tuple[str, Head]]", list(self.step.network.heads.items()))
 
@@ -74,7 +64,7 @@ class DrivingModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         priors = {name: prior.compute() for name, prior in self.priors.items()}
         self.metrics = nn.ModuleDict(
-            {name: head.metric(priors.get(name)).to(self.device) for name, head in self._heads()}
+            {name: head.metric(priors.get(name)).to(self.device) for name, head in self.heads()}
         )
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
@@ -90,14 +80,14 @@ class DrivingModule(LightningModule):
             self.log_dict({f"val/{head_name}_{name}": value for name, value in figures.items()})
 
     def configure_optimizers(self) -> Any:  # Lightning's own union of a dozen shapes
-        settings = self.optimisation
+        settings = self.training_settings
         optimizer = torch.optim.AdamW(
             _parameter_groups(self.step, settings.weight_decay), lr=settings.learning_rate
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             schedule_function(
-                num_steps=settings.num_steps,
+                num_steps=settings.max_steps,
                 schedule=settings.schedule,
                 warmup_fraction=settings.warmup_fraction,
             ),

@@ -23,9 +23,8 @@ from typing import Literal, TypeVar
 import msgspec
 import torch
 
+from fsdtrain.backend import Origin
 from fsdtrain.errors import UserError
-
-Origin = Literal["MEASURED", "EMULATED", "MODELLED"]
 
 StructType = TypeVar("StructType", bound=msgspec.Struct)
 

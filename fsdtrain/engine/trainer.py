@@ -46,6 +46,25 @@ def build_trainer(training: TrainingSettings, backend: Backend, run_dir: Path) -
     )
 
 
+def build_evaluator(backend: Backend, run_dir: Path) -> Trainer:
+    """A Trainer that only evaluates: no logs, no checkpoints."""
+    parts = backend.trainer_parts()
+    return Trainer(
+        accelerator=parts.accelerator,
+        strategy=parts.strategy,
+        devices=parts.devices,
+        precision=parts.precision,
+        plugins=list(parts.plugins) or None,
+        deterministic=parts.is_deterministic,
+        use_distributed_sampler=False,
+        callbacks=[RichProgressBar()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
 def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         RichProgressBar(),

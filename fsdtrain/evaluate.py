@@ -1,0 +1,206 @@
+"""`fsdtrain validate`, and the last part of `fit`: final figures, example pictures, report.
+
+Three evaluations of the same weights on the same clips: as recorded, with every image zeroed, and
+with the images of another clip. A model that looks must fall to about the constant prior in the
+last two.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from fsdtrain.backend import Backend, Origin, load_backend
+from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
+from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.datamodule import FleetDataModule
+from fsdtrain.engine.checkpoints import load_weights
+from fsdtrain.engine.module import DrivingModule
+from fsdtrain.engine.run_record import (
+    Figure,
+    Results,
+    make_manifest,
+    prepare_run_folder,
+    write_json,
+)
+from fsdtrain.engine.step import TrainingStep
+from fsdtrain.engine.trainer import build_evaluator
+from fsdtrain.errors import UserError
+from fsdtrain.report.examples import draw_examples
+from fsdtrain.report.html import write_report
+from fsdtrain.settings import Settings, read_settings
+
+logger = logging.getLogger(__name__)
+
+CameraView = Literal["recorded", "camera_blind", "cameras_shuffled"]
+
+
+@dataclass(frozen=True)
+class ViewedLoader:
+    """A loader whose images are replaced; calibration, motion and targets stay as they are."""
+
+    loader: Any  # any iterable of ClipBatch with a length
+    view: CameraView
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        last_frames: torch.Tensor | None = None
+        for batch in self.loader:
+            frames = batch.frames_BTNCHW
+            if self.view == "camera_blind":
+                yield batch._replace(frames_BTNCHW=torch.zeros_like(frames))
+            elif self.view == "cameras_shuffled":
+                # Each clip gets its neighbour's images; the first one those of the batch before.
+                before = frames[-1:] if last_frames is None else last_frames
+                shifted = torch.cat([before, frames[:-1]])
+                last_frames = frames[-1:]
+                yield batch._replace(frames_BTNCHW=shifted)
+            else:
+                yield batch
+
+
+def run(config: DictConfig) -> None:
+    """Hydra's entry: settings once, then plain values."""
+    validate(read_settings(config), config_yaml=OmegaConf.to_yaml(config, resolve=True))
+
+
+def validate(settings: Settings, *, config_yaml: str) -> Results:
+    """Evaluate the checkpoint `settings.ckpt_path` on the validation shards."""
+    if settings.ckpt_path is None:
+        raise UserError("validate needs ckpt_path=<checkpoint>, e.g. .../checkpoints/best.ckpt")
+    started_at = datetime.now(UTC)
+    run_dir = prepare_run_folder(settings.run_dir)
+    seed_everything(settings.seed, workers=True, verbose=False)
+
+    backend = load_backend(settings.backend["name"], settings.backend_options)
+    train, val = find_data(settings.data)
+    network = build_network(settings.model, backend.op_table())
+    datamodule = build_datamodule(settings, network, train, val)
+    step = TrainingStep(network)
+    module = DrivingModule(step, settings.training)
+    backend.compile_step(step)
+    load_weights(module, settings.ckpt_path)
+
+    record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(val))
+    return conclude(
+        module, datamodule, backend, run_dir, num_report_clips=settings.num_report_clips
+    )
+
+
+def record_run(
+    settings: Settings,
+    backend: Backend,
+    run_dir: Path,
+    started_at: datetime,
+    config_yaml: str,
+    data_sha256: str,
+) -> None:
+    """Write manifest.json and config.yaml before the work begins."""
+    manifest = make_manifest(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        started_at=started_at.isoformat(timespec="seconds"),
+        seed=settings.seed,
+        backend=backend.name,
+        device=backend.device_name(),
+        origin=backend.value_origin,
+        config_yaml=config_yaml,
+        data_sha256=data_sha256,
+    )
+    write_json(run_dir / "manifest.json", manifest)
+    (run_dir / "config.yaml").write_text(config_yaml)
+
+
+def conclude(
+    module: DrivingModule,
+    datamodule: FleetDataModule,
+    backend: Backend,
+    run_dir: Path,
+    *,
+    num_report_clips: int,
+) -> Results:
+    """Final figures, pictures and report of the weights that `module` holds now."""
+    trainer = build_evaluator(backend, run_dir)
+    views: dict[CameraView, dict[str, float]] = {}
+    for view in ("recorded", "camera_blind", "cameras_shuffled"):
+        logger.info("evaluating: %s", view.replace("_", " "))
+        views[view] = _evaluate(trainer, module, datamodule, view)
+    results = Results(
+        split="val",
+        num_clips=datamodule.num_val_clips,
+        num_skipped_clips=datamodule.num_skipped,
+        figures=tuple(_figures(module, views, backend.value_origin)),
+    )
+    if trainer.is_global_zero:
+        write_json(run_dir / "results.json", results)
+        draw_examples(module, datamodule, run_dir / "pictures", num_clips=num_report_clips)
+        report = write_report(run_dir)
+        Console().print(results_table(results))
+        logger.info("report: %s", report)
+    return results
+
+
+def _evaluate(
+    trainer: Trainer, module: DrivingModule, datamodule: FleetDataModule, view: CameraView
+) -> dict[str, float]:
+    datamodule.setup("validate")
+    loader = ViewedLoader(datamodule.val_dataloader(), view)
+    (figures,) = trainer.validate(module, dataloaders=loader, verbose=False)
+    return {name.removeprefix("val/"): float(value) for name, value in figures.items()}
+
+
+def _figures(
+    module: DrivingModule, views: dict[CameraView, dict[str, float]], origin: Origin
+) -> Iterator[Figure]:
+    """Every head's figures, each with its baselines: the head's own, and the two blind views."""
+    recorded = views["recorded"]
+    for head_name, head in module.heads():
+        for name, value in recorded.items():
+            if not name.startswith(f"{head_name}_") or "_baseline_" in name:
+                continue
+            prefix = f"{name}_baseline_"
+            baselines = {
+                other.removeprefix(prefix): figure
+                for other, figure in recorded.items()
+                if other.startswith(prefix)
+            }
+            baselines["camera_blind"] = views["camera_blind"][name]
+            baselines["cameras_shuffled"] = views["cameras_shuffled"][name]
+            yield Figure(
+                name=name,
+                value=value,
+                unit=head.unit,
+                better=head.better,
+                origin=origin,
+                description=head.protocol,
+                baselines=baselines,
+            )
+
+
+def results_table(results: Results) -> Table:
+    """The figures beside their baselines, for the terminal."""
+    table = Table(
+        "figure", "value", "baselines", "origin",
+        title=f"{results.split}: {results.num_clips} clips, {results.num_skipped_clips} skipped",
+    )  # fmt: skip
+    for figure in results.figures:
+        baselines = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3f}" for name, value in figure.baselines.items()
+        )
+        arrow = "higher" if figure.better == "higher" else "lower"
+        table.add_row(
+            figure.name, f"{figure.value:.3f} {figure.unit} ({arrow} is better)", baselines,
+            figure.origin,
+        )  # fmt: skip
+    return table
