@@ -7,6 +7,7 @@ features. Straight on at that speed is what it says with nothing read.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -59,6 +60,13 @@ class EgoPath(Head):
         hidden: width of the hidden layer.
         loss_weight: of regression and classification together.
     """
+
+    unit: ClassVar[str] = "m"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+    protocol: ClassVar[str] = (
+        "Displacement of the likeliest path; FDE at the stated time itself (UniAD's protocol), a "
+        "turn ends at least 2 m to the side"
+    )
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ config.
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ class Head(nn.Module):
     The features a head gets are those of the last T' frames of the clip, oldest first; T' is 1
     when the model encodes the last frame only, otherwise the batch's T.
     """
+
+    unit: ClassVar[str]  # of all figures of `metric()`
+    better: ClassVar[Literal["higher", "lower"]]
+    protocol: ClassVar[str]  # one sentence for the report: what is counted, by whose rule
 
     def target_builder(self) -> TargetBuilder:
         """What turns a window into this head's entries of `ClipBatch.targets`."""

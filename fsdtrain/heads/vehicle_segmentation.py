@@ -5,6 +5,7 @@ hardly seen count neither as vehicle nor as free.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,13 @@ class VehicleSegmentation(Head):
         loss_weight: of both together.
         min_visibility_percent: vehicles seen less than this are neither learnt nor scored.
     """
+
+    unit: ClassVar[str] = "IoU"
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+    protocol: ClassVar[str] = (
+        "Vehicle cells of the last frame at probability 0.5; intersection and union summed over "
+        "the whole set (Simple-BEV's protocol)"
+    )
 
     def __init__(
         self,
