@@ -6,13 +6,15 @@ Each function takes plain settings and returns one object; classes that a config
 
 import hashlib
 import logging
+from pathlib import Path
 
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.geometry import BevGrid
 from fsdtrain.data.schema import encode_json
 from fsdtrain.data.shard import find_shards, read_index
-from fsdtrain.data.synthetic.fleet import SyntheticFleet, cached_fleet
+from fsdtrain.data.synthetic.fleet import FleetPaths, SyntheticFleet, cached_fleet, make_fleet
+from fsdtrain.errors import UserError
 from fsdtrain.heads.head import Head
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
@@ -36,11 +38,22 @@ def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
     )
 
 
+def make_data(data: DataSettings, out_dir: Path | None) -> FleetPaths:
+    """Render the synthetic fleet into `out_dir`, or, for None, once into the user's cache.
+
+    Raises:
+        UserError: data.fleet is not given, or does not describe a fleet.
+    """
+    if data.fleet is None:
+        raise UserError("data.fleet is null: there is nothing to make; use data=synthetic")
+    fleet = instantiate(data.fleet, SyntheticFleet)
+    return cached_fleet(fleet) if out_dir is None else make_fleet(fleet, out_dir)
+
+
 def find_data(data: DataSettings) -> tuple[str, str]:
     """(training shards, validation shards); makes the synthetic fleet if it is not there yet."""
     if data.source == "synthetic":
-        assert data.fleet is not None, "settings have checked this"
-        paths = cached_fleet(instantiate(data.fleet, SyntheticFleet))
+        paths = make_data(data, None)
         return str(paths.train), str(paths.val)
     assert data.train is not None, "settings have checked this"
     assert data.val is not None, "settings have checked this"
