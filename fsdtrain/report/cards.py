@@ -163,8 +163,5 @@ def summarise(figures: Sequence[Figure]) -> tuple[str, bool] | None:
             else f"all {len(compared)} compared figures"
         )
         return f"Better than every baseline on {what}.", True
-    return (
-        f"Better than every baseline on {len(compared) - len(behind)} of {len(compared)} compared figures; "
-        f"not on {', '.join(behind)}.",
-        False,
-    )
+    count = f"{len(compared) - len(behind)} of {len(compared)} compared figures"
+    return f"Better than every baseline on {count}; not on {', '.join(behind)}.", False

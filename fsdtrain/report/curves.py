@@ -85,7 +85,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
         cells = dict(zip(header, row, strict=False))
         if not cells.get("step"):
             continue
-        step = int(_number(cells["step"], f"{path}:{line}: step"))
+        step = _whole_number(cells["step"], f"{path}:{line}: step")
         for name, values in points.items():
             if cells.get(name):
                 values[step] = _number(cells[name], f"{path}:{line}: {name}")
@@ -97,6 +97,13 @@ def _number(text: str, where: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(f"{where}: {text[:40]!r} is not a number") from error
+
+
+def _whole_number(text: str, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {text[:40]!r} is not a whole number") from error
 
 
 def _curve(points: Mapping[int, float]) -> Curve:

@@ -53,6 +53,7 @@ class BevPath:
 
     points: Array
     kind: Literal["truth", "prediction", "baseline"]
+    width_px: float = 2.5
 
 
 def pinhole_camera(
@@ -176,7 +177,7 @@ def bev_view(
     for path in paths:
         points = view.pixels(np.asarray(path.points, dtype=np.float64)[:, :2])
         draw_line = layer.dashes if path.kind == "baseline" else layer.line
-        draw_line(points, PATH_COLORS[path.kind], 2.5)
+        draw_line(points, PATH_COLORS[path.kind], path.width_px)
     legend += [
         (f"{name} path", color)
         for name, color in legend_entries([path.kind for path in paths], PATH_COLORS)
