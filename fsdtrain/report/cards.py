@@ -109,10 +109,12 @@ def make_card(figure: Figure) -> FigureCard:
 
 
 def _readable_unit(figure: Figure) -> tuple[str, float]:
-    """(unit, factor): short times in milli- or microseconds, pure numbers without a unit."""
+    """(unit, factor): short times in milli- or microseconds, pure numbers bare."""
     if figure.unit == "s" and 0 < figure.value < 1:
         return ("ms", 1e3) if figure.value >= 1e-3 else ("\u00b5s", 1e6)
-    return ("" if figure.unit in {"1", "ratio"} else figure.unit), 1.0
+    # "Vehicle IoU 0.4 IoU" would say it twice.
+    is_in_name = figure.unit.lower() in figure.name.lower().replace("/", "_").split("_")
+    return ("" if is_in_name or figure.unit in {"1", "ratio"} else figure.unit), 1.0
 
 
 def _percent(value: float, longest: float) -> float:

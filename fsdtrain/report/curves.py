@@ -25,6 +25,7 @@ Section = Literal["Training", "Validation", "Schedule and speed"]
 INDEX_COLUMNS = frozenset({"step", "epoch"})
 SECTIONS: tuple[Section, ...] = ("Training", "Validation", "Schedule and speed")
 
+# Lightning's LearningRateMonitor names its columns lr-<optimiser>[/pg<n>]: one quantity.
 COLUMN_PATTERN = re.compile(
     r"(?:(?P<phase>train|val|test)/)?(?P<quantity>.+?)(?:_baseline_(?P<baseline>.+))?"
 )
@@ -123,8 +124,9 @@ def arrange_panels(curves: Mapping[str, Curve]) -> list[Panel]:
         match = COLUMN_PATTERN.fullmatch(name)
         assert match is not None, "the pattern takes any non-empty name"
         series = _series(match, reduced, column, curve)
-        found.setdefault(match["quantity"], []).append(series)
-        phases.setdefault(match["quantity"], set()).add(match["phase"] or "")
+        quantity = "lr" if match["quantity"].startswith("lr-") else match["quantity"]
+        found.setdefault(quantity, []).append(series)
+        phases.setdefault(quantity, set()).add(match["phase"] or "")
     panels = [
         Panel(
             quantity=quantity,
@@ -152,7 +154,7 @@ def _split_reduction(column: str, columns: Collection[str]) -> tuple[str, str]:
 
 
 def _series(match: re.Match[str], reduced: str, column: str, curve: Curve) -> Series:
-    label = match["phase"] or match["quantity"].replace("_", " ")
+    label = match["phase"] or match["quantity"].removeprefix("lr-").replace("_", " ")
     role: Role = "other"
     if match["baseline"]:
         label, role = match["baseline"].replace("_", " "), "baseline"

@@ -62,10 +62,10 @@ class ExampleClip:
 
 
 def draw_example(example: ExampleClip) -> Image.Image:
-    """RGB, about 1700 px wide: the cameras to the left, the view from above to the right.
+    """RGB, up to about 2100 px wide: the cameras to the left, the view from above to the right.
 
-    Over the cameras: the true boxes within the grid, the ground predicted as vehicle (probability above 0.5), the
-    likeliest path as a band as wide as the ego, and the true path as a line.
+    Over the cameras: the true boxes within the grid, the ground predicted as vehicle (probability
+    above 0.5), the likeliest path as a band as wide as the ego, and the true path as a line.
     """
     yaws = [camera_yaw(pose) for pose in example.camera_to_ego_N44]
     num_ahead = sum(abs(yaw) < FRONT_HALF_RAD for yaw in yaws)
@@ -133,6 +133,7 @@ def _ribbons(example: ExampleClip) -> list[Ribbon]:
                 width_m=EGO_WIDTH_M,
                 color=PATH_COLORS["prediction"],
                 opacity=0.75,
+                middle=0.55,
             )
         )
     if example.path_truth_S2 is not None:

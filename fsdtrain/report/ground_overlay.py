@@ -16,18 +16,22 @@ from fsdtrain.data.geometry import Array, BevGrid, pose_matrix
 from fsdtrain.data.schema import CameraCalibration
 from fsdtrain.report.canvas import SUPERSAMPLING, Color
 
-RIM = 0.86  # of half a band's width; outside it lies its brighter edge
+RIM = 0.86  # of half a band's width; outside it lies its edge
 FAR_M = 120.0  # beyond this the ground is thinner than a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ribbon:
-    """A band on the ground around a polyline [S, 2] of ego coordinates, brighter at its edges."""
+    """A band on the ground around a polyline [S, 2] of ego coordinates.
+
+    `middle` is the share of the opacity between its edges: 1 is an even band, less shows rails.
+    """
 
     points_S2: Array
     width_m: float
     color: Color
     opacity: float
+    middle: float = 1.0
 
 
 def ground_seen_by(
@@ -110,7 +114,7 @@ def draw_on_ground(
     for ribbon in ribbons:
         # 0 in the middle of the band, 1 at its edge.
         across = distance_to_polyline(ribbon.points_S2, ground) / (ribbon.width_m / 2)
-        opacity = ribbon.opacity * np.where(across > RIM, 1.0, 0.55) / (1 + far / 60)
+        opacity = ribbon.opacity * np.where(across > RIM, 1.0, ribbon.middle) / (1 + far / 60)
         _blend(layer, ribbon.color, np.where(is_seen & (across < 1), opacity, 0.0))
     height, width = image.shape[:2]
     reduced = layer.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 4).mean(axis=(1, 3))
