@@ -7,8 +7,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
-from fsdtrain.data.geometry import pose_from_matrix, yaw_quaternion
+from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.geometry import (
+    BevGrid,
+    intrinsic_matrix,
+    pose_from_matrix,
+    pose_matrix,
+    yaw_quaternion,
+)
 from fsdtrain.data.schema import (
     Box3d,
     CameraCalibration,
@@ -24,8 +32,21 @@ from fsdtrain.data.schema import (
     Rig,
 )
 from fsdtrain.data.video import encode_h264
+from fsdtrain.heads.ego_path import PATH, PATH_VALID, EgoPath
+from fsdtrain.heads.vehicle_segmentation import COVER, FREE, FULLY_VISIBLE, VehicleSegmentation
+from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.ops.table import OpTable
+from fsdtrain.settings import TrainingSettings
 
 MakeClip = Callable[..., Clip]
+MakeBatch = Callable[..., ClipBatch]
+MakeNetwork = Callable[..., HydraBev]
+MakeTraining = Callable[..., TrainingSettings]
+
+# The smallest model that has every part: milliseconds a step.
+GRID = BevGrid(x_min_m=-8.0, x_max_m=8.0, y_min_m=-8.0, y_max_m=8.0, cell_m=1.0)
+IMAGE_SIZE = (16, 32)
+PATH_STEPS = 4
 
 # Camera x (right) is ego -y, camera y (down) is ego -z, camera z (forward) is ego x.
 FORWARD_CAMERA = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -41,6 +62,100 @@ def make_clip() -> MakeClip:
     reaches 2 s past the last frame, two boxes a frame, one lane, a small occupancy grid.
     """
     return _make_clip
+
+
+@pytest.fixture(scope="session")
+def make_network() -> MakeNetwork:
+    """`make_network(seed=0, ops=OpTable())` -> a HydraBev of a few thousand parameters."""
+    return _make_network
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> MakeBatch:
+    """`make_batch(seed=0, num_clips=2, num_frames=2, num_cameras=2)` -> for that network.
+
+    Pictures, vehicles and paths are random; calibration and motion are plausible. Every cell and
+    waypoint is valid.
+    """
+    return _make_batch
+
+
+@pytest.fixture(scope="session")
+def make_training() -> MakeTraining:
+    """`make_training(max_steps=10, ...)` -> TrainingSettings, EMA off."""
+    return _make_training
+
+
+def _make_network(*, seed: int = 0, ops: OpTable | None = None) -> HydraBev:
+    torch.manual_seed(seed)
+    return HydraBev(
+        grid=GRID,
+        image_size=IMAGE_SIZE,
+        heads={
+            "vehicle": VehicleSegmentation(
+                in_channels=8, grid=GRID, positive_weight=2.0, dice_weight=1.0, loss_weight=1.0,
+                min_visibility_percent=1,
+            ),
+            "path": EgoPath(
+                in_channels=8, grid=GRID, num_modes=2, num_steps=PATH_STEPS, step_s=0.5,
+                report_s=1.0, channels=4, hidden=8, loss_weight=0.1,
+            ),
+        },
+        ops=OpTable() if ops is None else ops,
+        stem_stride=2, stage_channels=(8, 8), stage_blocks=(1, 1), lift_channels=8,
+        lift_heights_m=(0.2, 1.6), max_views=2, has_memory=True, memory_kernel=3,
+        encoder_channels=(8, 8), encoder_blocks=(1, 1), encode_all_frames=True,
+    )  # fmt: skip
+
+
+def _make_batch(
+    *, seed: int = 0, num_clips: int = 2, num_frames: int = 2, num_cameras: int = 2
+) -> ClipBatch:
+    rng = np.random.default_rng([seed, 77])
+    B, T, N = num_clips, num_frames, num_cameras
+    rigs = [[_camera(IMAGE_SIZE, n, rng) for n in range(N)] for _ in range(B)]
+    motion = np.tile(np.eye(4), (B, T, 1, 1))
+    motion[:, 1:, 0, 3] = -rng.uniform(0.2, 1.5, (B, T - 1))  # the ego drives forward
+    interval = np.full((B, T), 0.1)
+    interval[:, 0] = 0.0
+    first_frame = np.zeros((B, T), dtype=bool)
+    first_frame[:, 0] = True
+    cover = np.full((B, T, *GRID.shape), FREE, dtype=np.uint8)
+    for b in range(B):
+        x, y = rng.integers(0, 10, 2)
+        cover[b, :, x : x + 5, y : y + 2] = FULLY_VISIBLE
+    arrays: dict[str, Any] = {
+        "frames_BTNCHW": rng.integers(0, 256, (B, T, N, 3, *IMAGE_SIZE), dtype=np.uint8),
+        "intrinsics_BN33": np.array([[intrinsic_matrix(c) for c in rig] for rig in rigs], "f4"),
+        "camera_to_ego_BN44": np.array(
+            [[pose_matrix(c.camera_to_ego) for c in rig] for rig in rigs], "f4"
+        ),
+        "previous_to_current_BT44": motion.astype("f4"),
+        "frame_interval_s_BT": interval.astype("f4"),
+        "reset_BT": first_frame,
+        "speed_B": rng.uniform(0, 15, B).astype("f4"),
+        "yaw_rate_B": rng.normal(0, 0.1, B).astype("f4"),
+        "clip_index_B": np.arange(B),
+    }
+    targets: dict[str, Any] = {
+        COVER: cover,
+        PATH: rng.normal(0, 3, (B, PATH_STEPS, 2)).astype("f4"),
+        PATH_VALID: np.ones((B, PATH_STEPS), dtype=bool),
+    }
+    return ClipBatch(
+        **{name: torch.from_numpy(value) for name, value in arrays.items()},
+        targets={name: torch.from_numpy(value) for name, value in targets.items()},
+    )
+
+
+def _make_training(**changes: Any) -> TrainingSettings:  # Any: fields of whatever type
+    settings = TrainingSettings(
+        max_steps=10, learning_rate=3e-3, weight_decay=1e-2, schedule="one_cycle",
+        warmup_fraction=0.2, gradient_clip_norm=1.0, accumulate_batches=1, ema_decay=None,
+        validate_every_steps=5, log_every_steps=1, monitor="val/loss", monitor_mode="min",
+        early_stop_patience=None,
+    )  # fmt: skip
+    return msgspec.structs.replace(settings, **changes)
 
 
 def _make_clip(
