@@ -120,7 +120,7 @@ def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Imag
     """The image above lines of coloured discs with their names."""
     if not entries:
         return image
-    size = max(10.0, image.height / 36)
+    size = min(max(10.0, image.height / 36), 15.0)
     row_px, gap_px = 1.7 * size, 0.9 * size
     places = []
     u, row = gap_px / 2, 0

@@ -211,7 +211,7 @@ class _Bev:
             layer.ring(center, distance * self._px_per_m, RULE)
         image = layer.over(image)
         draw = ImageDraw.Draw(image)
-        size = max(9.0, self.size[1] / 40)
+        size = min(max(9.0, self.size[1] / 40), 14.0)
         for distance in distances:
             u, v = self.pixels(np.array([distance, 0.0]))
             if v > 0:
@@ -280,7 +280,7 @@ def camera_mosaic(
         BACKGROUND,
     )
     draw = ImageDraw.Draw(sheet)
-    size = max(9.0, width / 32)
+    size = min(max(9.0, width / 32), 15.0)
     v = 0
     for row, row_height in zip(rows, row_heights, strict=True):
         u = (sheet.width - len(row) * (width + gap_px) + gap_px) // 2

@@ -8,7 +8,8 @@ One scene is one clip, one sample one frame. What a reader of the result should 
                 cameras are what a model gets. Lidar stamps differ from it by tens of milliseconds
                 and every datum has its own pose, so boxes go lidar -> world -> ego: what stands
                 still then lies in the images where the annotators put it
-    boxes       where the annotators saw them at the lidar's moment; visibility is not known
+    boxes       moved on by their own velocity from the lidar's moment to the reference;
+                visibility is not known
 """
 
 import logging
@@ -121,7 +122,7 @@ def read_ddad_clip(path: Path, *, split: str, max_width: int | None, crf: int) -
     rate_hz = SINGLE_FRAME_RATE_HZ
     if len(times_ns) > 1:
         rate_hz = float(np.round(1e9 / np.median(np.diff(times_ns)), 2))
-    boxes = _label_boxes(scene, ego_to_world_T44)
+    boxes = _label_boxes(scene, times_ns, ego_to_world_T44)
     names = {name: name.lower() for name in scene.cameras}
     return Clip(
         meta=ClipMeta(
@@ -225,26 +226,31 @@ def _ground_height(scene: DgpScene) -> float:
     return height_m
 
 
-def _label_boxes(scene: DgpScene, ego_to_world_T44: Array) -> tuple[tuple[Box3d, ...], ...] | None:
-    """Every frame's boxes in its ego frame; None unless all frames are annotated."""
+def _label_boxes(
+    scene: DgpScene, times_ns: Sequence[int], ego_to_world_T44: Array
+) -> tuple[tuple[Box3d, ...], ...] | None:
+    """Every frame's boxes in its ego frame at `times_ns`; None unless all frames are annotated."""
     sweeps = [frame.sweep for frame in scene.frames if frame.sweep is not None]
     if len(sweeps) < len(scene.frames) or any(sweep.boxes is None for sweep in sweeps):
         return None
     velocities = _track_velocities(sweeps)
     labels = []
-    for number, (sweep, ego_to_world) in enumerate(zip(sweeps, ego_to_world_T44, strict=True)):
-        world_to_ego = invert_pose(ego_to_world)
+    for number, (sweep, time_ns) in enumerate(zip(sweeps, times_ns, strict=True)):
+        world_to_ego = invert_pose(ego_to_world_T44[number])
         boxes = []
         for annotation in sweep.boxes or ():
-            box_to_ego = world_to_ego @ _box_to_world(sweep, annotation)
+            box_to_world = _box_to_world(sweep, annotation)
             velocity = velocities.get((annotation.instance_id, number))
-            cuboid = annotation.box
+            if velocity is not None:
+                box_to_world[:3, 3] += velocity * (time_ns - sweep.time_ns) / 1e9
+            box_to_ego = world_to_ego @ box_to_world
+            size = annotation.box
             boxes.append(
                 Box3d(
                     category=_category(scene, annotation),
                     track_id=str(annotation.instance_id),
                     center_m=vector3(box_to_ego[:3, 3]),
-                    size_m=(cuboid.length, cuboid.width, cuboid.height),
+                    size_m=(size.length, size.width, size.height),
                     rotation_wxyz=quaternion_from_matrix(box_to_ego[:3, :3]),
                     velocity_mps=(
                         None if velocity is None else vector3(world_to_ego[:3, :3] @ velocity)

@@ -11,11 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fsdtrain.data.geometry import resize_camera
+from fsdtrain.data.geometry import Array, resize_camera
 from fsdtrain.data.schema import CameraCalibration
 from fsdtrain.errors import DataError, UserError
 
 MIN_WIDTH = 32  # px; narrower than this is a mistaken argument
+
+
+def level_camera_to_ego(height_m: float) -> Array:
+    """[4, 4] of a camera that looks level and straight ahead, `height_m` above the ego's origin."""
+    camera_to_ego = np.eye(4)
+    # Columns: the camera's right, down and forward in the ego's forward, left, up.
+    camera_to_ego[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    camera_to_ego[2, 3] = height_m
+    return camera_to_ego
 
 
 def fit_size(width: int, height: int, *, max_width: int | None) -> tuple[int, int]:
