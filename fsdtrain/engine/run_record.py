@@ -35,7 +35,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What was run, with what, on what. Hashes are SHA-256 hex."""
 
     schema: Literal["fsdtrain-run"] = "fsdtrain-run"
-    version: int = 1
+    version: Literal[1] = 1
     command: str
     started_at: str  # ISO 8601, UTC
     seed: int
@@ -68,7 +68,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     """The final evaluation of a run."""
 
     schema: Literal["fsdtrain-results"] = "fsdtrain-results"
-    version: int = 1
+    version: Literal[1] = 1
     split: str
     num_clips: int
     num_skipped_clips: int

@@ -1,0 +1,71 @@
+"""Fixtures of the engine's tests: a trained tiny model, and Lightning's global switches put back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from fsdtrain.backend import load_backend
+from fsdtrain.data.batch import ClipBatch
+from fsdtrain.engine.module import DrivingModule
+from fsdtrain.engine.step import TrainingStep
+from fsdtrain.engine.trainer import build_trainer
+from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.settings import TrainingSettings
+
+Train = Callable[..., tuple[Trainer, DrivingModule]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A loader of batches that are there already; a list, Lightning would take for many loaders."""
+
+    batches: Sequence[ClipBatch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return iter(self.batches)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_switch() -> Iterator[None]:
+    """`Trainer(deterministic=True)` switches the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def train(
+    make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipBatch]
+) -> Train:
+    """`train(training, run_dir, batches, ...)` -> the Trainer and the module, after fitting."""
+
+    def _train(
+        training: TrainingSettings,
+        run_dir: Path,
+        batches: Sequence[ClipBatch] | None = None,
+        *,
+        network: HydraBev | None = None,
+        callbacks: tuple[Callback, ...] = (),
+        ckpt_path: Path | None = None,
+    ) -> tuple[Trainer, DrivingModule]:
+        if batches is None:
+            batches = [make_batch(seed=seed) for seed in range(10)]
+        module = DrivingModule(TrainingStep(network or make_network()), training)
+        trainer = build_trainer(training, load_backend("cpu", {}), run_dir)
+        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning's, untyped
+        trainer.fit(
+            module,
+            Batches(batches),
+            Batches([make_batch(seed=100)]),
+            ckpt_path=ckpt_path,
+            weights_only=True,
+        )
+        return trainer, module
+
+    return _train
