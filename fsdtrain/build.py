@@ -76,7 +76,6 @@ def build_datamodule(
         frame_stride=data.frame_stride,
         batch_size=data.batch_size,
         num_workers=data.num_workers,
-        cache_decoded_bytes=data.cache_decoded_mib * 2**20,
         max_bad_clips=data.max_bad_clips,
         augmentation=None
         if data.augmentation is None

@@ -19,7 +19,7 @@ from fsdtrain.errors import UserError
 
 PACKAGES = (
     "fsdtrain", "torch", "lightning", "hydra-core", "webdataset", "av", "fsspec", "msgspec",
-    "numpy", "numba", "triton", "pillow", "rich", "tensorboard", "plotly", "jinja2",
+    "numpy", "numba", "triton", "pillow", "rich", "tensorboard", "jinja2",
 )  # fmt: skip
 MIN_FREE_BYTES = 2 * 2**30  # the synthetic fleet, its temporary copy and a few runs
 

@@ -54,7 +54,6 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     crop_bottom: float  # ... and below (bonnet)
     batch_size: int  # clips a process and step
     num_workers: int
-    cache_decoded_mib: int  # memory a worker may spend on keeping decoded clips
     max_bad_clips: int  # corrupt clips that are skipped, counted and logged before giving up
     augmentation: dict[str, Any] | None
 
