@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fsdtrain.data.geometry import BevGrid
-from fsdtrain.models.blocks import ConvNormRelu
 from fsdtrain.ops.table import ProjectSample
 
 
@@ -40,7 +39,9 @@ class Lift(nn.Module):
         points_ZXY3 = torch.stack([layers[1], layers[2], layers[0]], -1)
         self.points_ZXY3: Tensor
         self.register_buffer("points_ZXY3", points_ZXY3, persistent=False)
-        self.mix = ConvNormRelu(in_channels * len(heights_m), out_channels, kernel=1)
+        num_inputs = in_channels * len(heights_m)
+        self.mix = nn.Parameter(torch.randn(out_channels, num_inputs) * num_inputs**-0.5)
+        self.norm_relu = nn.Sequential(nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
     def forward(
         self,
@@ -59,7 +60,9 @@ class Lift(nn.Module):
             self.max_views,
         )
         B, T, C, Z, X, Y = voxels_BTCZXY.shape
-        pillars = voxels_BTCZXY.reshape(B * T, C * Z, X, Y)
-        # Channels last is what CPU and GPU convolutions are fastest with.
-        mixed: Tensor = self.mix(pillars.contiguous(memory_format=torch.channels_last))
-        return mixed.reshape(B, T, -1, X, Y)
+        # A batched product and not a 1x1 convolution: it takes the op's layout as it is, and the
+        # change to channels last comes after it, where the tensor is several times smaller.
+        pillars = voxels_BTCZXY.reshape(B * T, C * Z, X * Y)
+        mixed = torch.bmm(self.mix.expand(B * T, -1, -1), pillars).reshape(B * T, -1, X, Y)
+        lifted: Tensor = self.norm_relu(mixed.contiguous(memory_format=torch.channels_last))
+        return torch.unflatten(lifted, 0, (B, T))

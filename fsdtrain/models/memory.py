@@ -34,10 +34,13 @@ class BevMemory(nn.Module):
     ) -> Tensor:
         """[B, T, C, X, Y]: the state after each frame. The first frame always starts afresh."""
         B, T, C, X, Y = bev_BTCXY.shape
-        inputs_BTCXY = self.from_input(bev_BTCXY.flatten(0, 1)).unflatten(0, (B, T))
+        inputs = self.from_input(bev_BTCXY.flatten(0, 1))
+        # Frames are cut apart and stacked with the channels last, the order they lie in memory:
+        # any other order costs a transposition each way.
+        inputs_BTXYC = inputs.permute(0, 2, 3, 1).unflatten(0, (B, T))
         states: list[Tensor] = []
-        for frame in range(T):
-            keep, read, candidate = inputs_BTCXY[:, frame].split(C, dim=1)
+        for frame, inputs_BXYC in enumerate(inputs_BTXYC.unbind(1)):
+            keep, read, candidate = inputs_BXYC.permute(0, 3, 1, 2).split(C, dim=1)
             if not states:
                 states.append(torch.sigmoid(keep) * torch.tanh(candidate))
                 continue
@@ -51,4 +54,5 @@ class BevMemory(nn.Module):
             read = torch.sigmoid(read + read_state)
             candidate = torch.tanh(candidate + self.candidate_from_state(read * state))
             states.append(state + update * (candidate - state))
-        return torch.stack(states, 1)
+        states_BTXYC = torch.stack([state.permute(0, 2, 3, 1) for state in states], 1)
+        return states_BTXYC.permute(0, 1, 4, 2, 3)
