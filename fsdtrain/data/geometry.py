@@ -19,6 +19,7 @@ p_b = a_to_b @ p_a. Rotations on disk are unit quaternions (w, x, y, z), Hamilto
 Yaw is counter-clockwise seen from above: 0 is forward, +pi/2 is left.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -58,14 +59,19 @@ class BevGrid:
 
 def rotation_matrix(rotation_wxyz: Quaternion) -> Array:
     """[3, 3] of a unit quaternion (normalised here, so that a rounded one stays orthogonal)."""
-    w, x, y, z = np.asarray(rotation_wxyz, dtype=np.float64) / np.linalg.norm(rotation_wxyz)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return rotation_matrices(np.asarray(rotation_wxyz, dtype=np.float64))
+
+
+def rotation_matrices(rotations_wxyz: Array) -> Array:
+    """[..., 3, 3] of quaternions [..., 4]; see `rotation_matrix`."""
+    norms = np.linalg.norm(rotations_wxyz, axis=-1, keepdims=True)
+    w, x, y, z = np.moveaxis(rotations_wxyz / norms, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def quaternion_from_matrix(rotation: Array) -> Quaternion:
@@ -107,6 +113,16 @@ def pose_matrix(pose: Pose) -> Array:
     matrix[:3, :3] = rotation_matrix(pose.rotation_wxyz)
     matrix[:3, 3] = pose.translation_m
     return matrix
+
+
+def pose_matrices(poses: Sequence[Pose]) -> Array:
+    """[len(poses), 4, 4]; see `pose_matrix`."""
+    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
+    if poses:
+        rotations = np.array([pose.rotation_wxyz for pose in poses], dtype=np.float64)
+        matrices[:, :3, :3] = rotation_matrices(rotations)
+        matrices[:, :3, 3] = [pose.translation_m for pose in poses]
+    return matrices
 
 
 def pose_from_matrix(matrix: Array) -> Pose:

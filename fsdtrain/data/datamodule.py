@@ -1,0 +1,176 @@
+"""The data of a run for Lightning: training and validation shards as loaders of ClipBatches.
+
+Built of plain values. Rank and world size come from the trainer it is attached to, never from the
+environment; without a trainer it is the only process.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning import LightningDataModule
+
+from fsdtrain.data.assignment import Share, Tail
+from fsdtrain.data.augment import Augmentation
+from fsdtrain.data.catalog import Catalog, open_catalog
+from fsdtrain.data.loader import ClipLoader, Quarantine
+from fsdtrain.data.stream import StreamPlan
+from fsdtrain.data.window import WindowShape
+from fsdtrain.errors import UserError
+from fsdtrain.heads.head import TargetBuilder
+
+logger = logging.getLogger(__name__)
+
+
+class FleetDataModule(LightningDataModule):
+    """Streams fleetclip shards.
+
+    Training: shuffled by (seed, epoch), a random window of each clip, augmented. Validation: in the
+    order of the shards, the last window of each clip; every clip counts once, and rows that only
+    fill up the last batch have clip_index -1 and no labels.
+
+    Args:
+        train: folder, shard, pattern or URL of the training shards; None: there are none.
+        val: the same for validation.
+        image_size: rows and columns of the pictures.
+        num_frames: T.
+        frame_stride: stored frames from one frame of a window to the next.
+        crop_top: share of the stored height to cut away above.
+        crop_bottom: and below.
+        cameras: which cameras, in which order; None takes those that all clips have.
+        batch_size: clips a rank and step.
+        num_workers: decoding processes a rank; 0 decodes in the training process.
+        seed: of order, windows and augmentation.
+        augmentation: None trains on the pictures as they are.
+        target_builders: what makes `ClipBatch.targets`; must pickle.
+        max_bad_clips: clips that may be skipped, logged and replaced, before DataError.
+        train_tail: whether clips that do not fill an epoch's last step are dropped or padded.
+        pin_memory: for copies to an accelerator that overlap with its work.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | None,
+        val: str | None,
+        image_size: tuple[int, int],
+        num_frames: int,
+        frame_stride: int = 1,
+        crop_top: float = 0.0,
+        crop_bottom: float = 0.0,
+        cameras: Sequence[str] | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        target_builders: Sequence[TargetBuilder] = (),
+        max_bad_clips: int = 0,
+        train_tail: Tail = "drop",
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(seed, num_workers, max_bad_clips) < 0:
+            raise UserError(
+                f"seed={seed}, num_workers={num_workers} and max_bad_clips={max_bad_clips} must "
+                "not be negative"
+            )
+        self._train, self._val = train, val
+        self._shape = WindowShape(
+            num_frames=num_frames,
+            image_size=image_size,
+            frame_stride=frame_stride,
+            crop_top=crop_top,
+            crop_bottom=crop_bottom,
+        )
+        self._cameras = None if cameras is None else tuple(cameras)
+        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self._augmentation = augmentation
+        self._target_builders = tuple(target_builders)
+        self._train_tail: Tail = train_tail
+        self._pin_memory = pin_memory
+        self._max_bad_clips = max_bad_clips
+        self._quarantine = Quarantine(max_bad_clips)
+        self._catalogs: dict[str, Catalog] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the shards' indices and check that they fit together; Lightning calls it."""
+        for name, source in (("train", self._train), ("val", self._val)):
+            is_wanted = source is not None and (name == "val" or stage in (None, "fit"))
+            if source is not None and is_wanted and name not in self._catalogs:
+                self._catalogs[name] = open_catalog(
+                    source, cameras=self._cameras, min_frames=self._shape.num_stored_frames
+                )
+        if len(self._catalogs) == 2:
+            _warn_of_shared_scenes(self._catalogs["train"], self._catalogs["val"])
+
+    def catalog(self, name: Literal["train", "val"]) -> Catalog:
+        """The clips of a split; `clip_index_B` of a batch counts in them."""
+        if name not in self._catalogs:
+            self.setup("fit" if name == "train" else "validate")
+        if name not in self._catalogs:
+            raise UserError(f"data.{name} is not given; set it to a folder or file of shards")
+        return self._catalogs[name]
+
+    @property
+    def num_train_clips(self) -> int:
+        """Clips in the training shards."""
+        return len(self.catalog("train").clips)
+
+    @property
+    def num_val_clips(self) -> int:
+        """Clips in the validation shards."""
+        return len(self.catalog("val").clips)
+
+    @property
+    def num_skipped(self) -> int:
+        """Different clips that this process has had to skip so far."""
+        return len(self._quarantine)
+
+    def train_dataloader(self) -> ClipLoader:
+        """A resumable loader of this rank's training batches."""
+        return self.loader("train", self._share())
+
+    def val_dataloader(self) -> ClipLoader:
+        """A loader of this rank's validation batches; as many on every rank."""
+        return self.loader("val", self._share())
+
+    def loader(self, name: Literal["train", "val"], share: Share) -> ClipLoader:
+        """The loader of one split for one process, whichever it is."""
+        is_training = name == "train"
+        plan = StreamPlan(
+            catalog=self.catalog(name),
+            shape=self._shape,
+            share=share,
+            tail=self._train_tail if is_training else "pad",
+            seed=self._seed,
+            is_training=is_training,
+            augmentation=self._augmentation if is_training else None,
+            target_builders=self._target_builders,
+            max_bad_clips=self._max_bad_clips,
+        )
+        return ClipLoader(
+            plan,
+            num_workers=self._num_workers,
+            quarantine=self._quarantine,
+            pin_memory=self._pin_memory,
+        )
+
+    def _share(self) -> Share:
+        # What the strategy says of data parallelism, which is less than all ranks under tensor
+        # parallelism; None from a strategy with one process.
+        ranks = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        if ranks is None:
+            return Share(batch_size=self._batch_size)
+        return Share(
+            rank=ranks["rank"], world_size=ranks["num_replicas"], batch_size=self._batch_size
+        )
+
+
+def _warn_of_shared_scenes(train: Catalog, val: Catalog) -> None:
+    shared = sorted(train.scenes & val.scenes)
+    if shared:
+        logger.warning(
+            "%d scenes stand in the training and in the validation shards (%s, ...): the "
+            "validation figures say how well the model fits, not how well it generalises",
+            len(shared), shared[0],
+        )  # fmt: skip
