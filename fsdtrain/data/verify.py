@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from fsdtrain.data import store
 from fsdtrain.data.schema import (
+    MAX_FRAMES,
     MAX_MEMBER_BYTES,
     Clip,
     ClipMeta,
@@ -106,7 +107,8 @@ def verify_shard(shard: str) -> VerifyReport:
         for name in in_tar
         if name not in known
     ]
-    for entry in index.clips:
+    # The index's own faults, repeated clips and members among them, are in `faults` already.
+    for entry in {entry.clip_id: entry for entry in index.clips}.values():
         faults += _verify_clip(shard, entry, in_tar)
     return VerifyReport(
         faults=tuple(faults),
@@ -148,7 +150,7 @@ def _read_index(shard: str) -> tuple[ShardIndex | None, list[Fault]]:
 def _verify_clip(shard: str, entry: IndexClip, in_tar: Mapping[str, TarMember]) -> list[Fault]:
     faults: list[Fault] = []
     bodies: dict[str, bytes] = {}
-    for member in entry.members:
+    for member in {member.name: member for member in entry.members}.values():
         problem = None
         body = b""
         found = in_tar.get(member.name)
@@ -223,12 +225,14 @@ def _verify_contents(shard: str, entry: IndexClip, bodies: Mapping[str, bytes]) 
             validate_clip(clip, where="clip")
         except UserError as error:
             faults.append(_fault(shard, entry.clip_id, "clip", error))
+    # A count beyond the format's, reported with the index, must not cost memory here.
+    num_frames = min(max(entry.num_frames, 1), MAX_FRAMES)
     for camera, data in present.items():
         calibration = rig.cameras.get(camera) if rig is not None else None
         try:
             decode_h264(
                 data,
-                num_frames=entry.num_frames,
+                num_frames=num_frames,
                 size=DECODED_SIZE,
                 where=camera,
                 stored_size=(calibration.height, calibration.width) if calibration else None,
