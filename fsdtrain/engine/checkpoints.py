@@ -5,11 +5,19 @@ import pickle
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+ZIP_MAGIC = b"PK\x03\x04"
+# What torch's reader raises on a broken file, found by flipping bytes and rewriting its records.
+READ_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError,
+)  # fmt: skip
 
 
 def find_last_checkpoint(run_dir: Path) -> Path:
@@ -35,15 +43,20 @@ def find_last_checkpoint(run_dir: Path) -> Path:
 def check_checkpoint(path: Path) -> dict[str, object]:
     """Read a checkpoint on the CPU without unpickling objects; UserError where it is none."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            # torch's format before 1.6 has a reader of its own, which nothing here needs.
+            if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+                raise pickle.UnpicklingError("not a zip file, or cut short")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except READ_ERRORS as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is not a checkpoint that can be loaded safely: {first_line}"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a training checkpoint: it has no state_dict")
     return checkpoint
 
@@ -62,6 +75,24 @@ def load_weights(module: DrivingModule, path: Path) -> None:
             f"{path} does not fit this model: {str(error).splitlines()[1].strip()} "
             "Give the same model=... as the run that wrote it."
         ) from error
-    if "priors" not in checkpoint:
-        raise UserError(f"{path} was not written by fsdtrain: it has no priors")
+    if not _have_same_priors(module, checkpoint.get("priors")):
+        raise UserError(
+            f"{path} was not written by fsdtrain: its priors are not those of the heads"
+        )
     module.on_load_checkpoint(checkpoint)
+
+
+def _have_same_priors(module: DrivingModule, priors: object) -> bool:
+    if not isinstance(priors, dict):
+        return False
+    for name, prior in module.priors.items():
+        expected, found = prior.metric_state, priors.get(name)
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return False
+        for state_name, value in expected.items():
+            other = found[state_name]
+            # A head's prior counts in tensors, so that it can be summed over ranks.
+            assert isinstance(value, Tensor)
+            if not isinstance(other, Tensor) or other.shape != value.shape:
+                return False
+    return True

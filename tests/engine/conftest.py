@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests: a trained tiny model, and Lightning's global switches put back."""
+"""Fixtures of the engine's tests: a tiny model in training; Lightning's switches put back."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,9 +40,7 @@ def deterministic_switch() -> Iterator[None]:
 
 
 @pytest.fixture
-def train(
-    make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipBatch]
-) -> Train:
+def train(make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipBatch]) -> Train:
     """`train(training, run_dir, batches, ...)` -> the Trainer and the module, after fitting."""
 
     def _train(
