@@ -3,7 +3,7 @@
 Every pixel is followed to the ground it sees, so nothing has to be cut at the camera or at the
 horizon. It does not know what the cells or the paths mean.
 
-Shape letters: H W image, X Y BEV cells, S points of a path.
+Shape letters: H W image, X Y BEV cells, S points of a path, P places and Q some of them.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from fsdtrain.data.schema import CameraCalibration
 from fsdtrain.report.canvas import SUPERSAMPLING, Color
 
 RIM = 0.86  # of half a band's width; outside it lies its edge
+FADE_M = 60.0  # a band is half as opaque there
 FAR_M = 120.0  # beyond this the ground is thinner than a pixel
 
 
@@ -105,24 +106,41 @@ def draw_on_ground(
         ribbons: in the order of drawing; they fade with the distance.
     """
     ground, is_seen = ground_seen_by(camera, scale=SUPERSAMPLING)
-    # Premultiplied, so that the edge of a patch mixes rightly when the layer is reduced.
     layer = np.zeros((*is_seen.shape, 4))
-    if cells_XY is not None:
-        value = np.where(is_seen, sample_cells(cells_XY, grid, ground), 0.0)
-        _blend(layer, color, np.where(value > 0.5, 0.15 + 0.5 * value, 0.0))
-    far = np.hypot(ground[..., 0], ground[..., 1])
-    for ribbon in ribbons:
-        # 0 in the middle of the band, 1 at its edge.
-        across = distance_to_polyline(ribbon.points_S2, ground) / (ribbon.width_m / 2)
-        opacity = ribbon.opacity * np.where(across > RIM, 1.0, ribbon.middle) / (1 + far / 60)
-        _blend(layer, ribbon.color, np.where(is_seen & (across < 1), opacity, 0.0))
+    layer[is_seen] = _paint(ground[is_seen], cells_XY, grid, color, ribbons)
     height, width = image.shape[:2]
     reduced = layer.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 4).mean(axis=(1, 3))
     mixed = reduced[..., :3] + (1 - reduced[..., 3:]) * image
     return np.asarray(mixed.round().astype(np.uint8))
 
 
-def _blend(layer: Array, color: Color, opacity_HW: Array) -> None:
-    """Lay a colour over a premultiplied RGBA layer, in place."""
-    layer *= 1 - opacity_HW[..., None]
-    layer += opacity_HW[..., None] * (*color, 1.0)
+def _paint(
+    places_P2: Array,
+    cells_XY: NDArray[np.floating] | None,
+    grid: BevGrid,
+    color: Color,
+    ribbons: Sequence[Ribbon],
+) -> Array:
+    """[P, 4] RGBA of ground places, premultiplied, so that edges mix rightly when reduced."""
+    paint_P4 = np.zeros((len(places_P2), 4))
+    if cells_XY is not None:
+        value_P = sample_cells(cells_XY, grid, places_P2)
+        is_patch = value_P > 0.5
+        _blend(paint_P4, is_patch, color, 0.15 + 0.5 * value_P[is_patch])
+    for ribbon in ribbons:
+        half = ribbon.width_m / 2
+        low, high = ribbon.points_S2.min(axis=0) - half, ribbon.points_S2.max(axis=0) + half
+        is_near = ((places_P2 > low) & (places_P2 < high)).all(axis=1)
+        near_Q2 = places_P2[is_near]
+        # 0 in the middle of the band, 1 at its edge.
+        across_Q = distance_to_polyline(ribbon.points_S2, near_Q2) / half
+        opacity_Q = ribbon.opacity * np.where(across_Q > RIM, 1.0, ribbon.middle)
+        opacity_Q /= 1 + np.hypot(near_Q2[:, 0], near_Q2[:, 1]) / FADE_M
+        _blend(paint_P4, is_near, ribbon.color, np.where(across_Q < 1, opacity_Q, 0.0))
+    return paint_P4
+
+
+def _blend(paint_P4: Array, where_P: NDArray[np.bool_], color: Color, opacity_Q: Array) -> None:
+    """Lay a colour over those premultiplied places that are chosen, in place."""
+    opacity_Q1 = opacity_Q[:, None]
+    paint_P4[where_P] = (1 - opacity_Q1) * paint_P4[where_P] + opacity_Q1 * (*color, 1.0)
