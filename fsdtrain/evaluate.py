@@ -24,7 +24,7 @@ from fsdtrain.backend import Backend, Origin, load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
-from fsdtrain.engine.checkpoints import load_weights
+from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import (
     Figure,
@@ -85,6 +85,7 @@ def validate(settings: Settings, *, config_yaml: str) -> Results:
     seed_everything(settings.seed, workers=True, verbose=False)
 
     backend = load_backend(settings.backend["name"], settings.backend_options)
+    check_checkpoint(settings.ckpt_path)  # before the data are made, which takes longer
     train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
     datamodule = build_datamodule(settings, network, train, val)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsdtrain.backend import load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
-from fsdtrain.engine.checkpoints import find_last_checkpoint, load_weights
+from fsdtrain.engine.checkpoints import check_checkpoint, find_last_checkpoint, load_weights
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import Results, prepare_run_folder
 from fsdtrain.engine.step import TrainingStep
@@ -35,20 +35,21 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     seed_everything(settings.seed, workers=True, verbose=False)
 
     backend = load_backend(settings.backend["name"], settings.backend_options)
+    ckpt_path = _checkpoint_to_resume(settings)
     train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
     module = DrivingModule(step, settings.training)
     backend.compile_step(step)
+    if ckpt_path is not None:
+        load_weights(module, ckpt_path)  # Lightning loads them again, but refuses with tracebacks
 
     record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(train, val))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     logger.info("model: %.3f M parameters; run folder: %s", num_parameters / 1e6, run_dir)
     trainer = build_trainer(settings.training, backend, run_dir)
-    trainer.fit(
-        module, datamodule=datamodule, ckpt_path=_checkpoint_to_resume(settings), weights_only=True
-    )
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     # The figures are those of the last weights: "best" was chosen on the very set they stand for.
     load_weights(module, run_dir / "checkpoints" / "last.ckpt")
     return conclude(
@@ -57,6 +58,7 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
 
 
 def _checkpoint_to_resume(settings: Settings) -> Path | None:
-    if settings.resume == "last":
-        return find_last_checkpoint(settings.run_dir)
-    return settings.ckpt_path
+    path = find_last_checkpoint(settings.run_dir) if settings.resume else settings.ckpt_path
+    if path is not None:
+        check_checkpoint(path)  # before the data are made, which takes longer
+    return path
