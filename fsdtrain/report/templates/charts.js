@@ -210,7 +210,7 @@
       }
       this.drawAxes();
       const clip = this.add(this.svg, "clipPath", { id: `clip-${shared.charts.indexOf(this)}` });
-      const inner = { x: MARGIN.left, y: 0, width: this.width - MARGIN.left - MARGIN.right + 5 };
+      const inner = { x: MARGIN.left - 4, y: 0, width: this.width - MARGIN.left - MARGIN.right + 9 };
       this.add(clip, "rect", { ...inner, height: this.height - MARGIN.bottom + 4 });
       const lines = this.add(this.svg, "g", { "clip-path": `url(#${clip.id})` });
       this.panel.series.forEach((series, index) => {
