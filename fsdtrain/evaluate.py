@@ -6,8 +6,7 @@ last two.
 """
 
 import logging
-import shlex
-import sys
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +37,7 @@ from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator
 from fsdtrain.errors import UserError
 from fsdtrain.examples import save_examples
+from fsdtrain.hydra_app import command_line
 from fsdtrain.report.html import write_report
 from fsdtrain.settings import Settings, read_settings
 
@@ -110,7 +111,7 @@ def record_run(
 ) -> None:
     """Write manifest.json and config.yaml before the work begins."""
     manifest = make_manifest(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         started_at=started_at.isoformat(timespec="seconds"),
         seed=settings.seed,
         backend=backend.name,
@@ -168,7 +169,9 @@ def _figures(
     recorded = views["recorded"]
     for head_name, head in module.heads():
         for name, value in recorded.items():
-            if not name.startswith(f"{head_name}_") or "_baseline_" in name:
+            is_figure = name.startswith(f"{head_name}_") and "_baseline_" not in name
+            # NaN: there was nothing to count, e.g. no clip that turns.
+            if not is_figure or math.isnan(value):
                 continue
             prefix = f"{name}_baseline_"
             baselines = {
@@ -190,18 +193,24 @@ def _figures(
 
 
 def results_table(results: Results) -> Table:
-    """The figures beside their baselines, for the terminal."""
+    """One block a set of baselines, the figures beside them, for the terminal."""
     table = Table(
-        "figure", "value", "baselines", "origin",
         title=f"{results.split}: {results.num_clips} clips, {results.num_skipped_clips} skipped",
-    )  # fmt: skip
+        box=box.SIMPLE_HEAD,
+    )
+    for column in ("figure", "this model", "beside", "", "origin"):
+        table.add_column(column, justify="right" if column in ("this model", "") else "left")
     for figure in results.figures:
-        baselines = ", ".join(
-            f"{name.replace('_', ' ')} {value:.3f}" for name, value in figure.baselines.items()
-        )
-        arrow = "higher" if figure.better == "higher" else "lower"
-        table.add_row(
-            figure.name, f"{figure.value:.3f} {figure.unit} ({arrow} is better)", baselines,
-            figure.origin,
-        )  # fmt: skip
+        own = f"{figure.value:.3f} {figure.unit}"
+        rows = list(figure.baselines.items()) or [("", math.nan)]
+        for number, (name, value) in enumerate(rows):
+            beside = (name.replace("_", " "), "" if math.isnan(value) else f"{value:.3f}")
+            is_first = number == 0
+            table.add_row(
+                f"{figure.name.replace('_', ' ')} ({figure.better} is better)" if is_first else "",
+                f"[bold]{own}[/]" if is_first else "",
+                *beside,
+                figure.origin if is_first else "",
+                end_section=number == len(rows) - 1,
+            )
     return table

@@ -52,15 +52,16 @@ def predict_examples(module: DrivingModule, datamodule: FleetDataModule) -> Iter
         fields: dict[str, Any] = {}  # typed by ExampleClip
         for name, head in module.heads():
             if isinstance(head, VehicleSegmentation):
-                fields |= {"grid": head.grid} | _vehicle_fields(head, output.outputs[name], batch)
+                fields |= _vehicle_fields(head, output.outputs[name], batch)
             elif isinstance(head, EgoPath):
-                fields |= {"grid": head.grid} | _path_fields(head, output.outputs[name], batch)
+                fields |= _path_fields(head, output.outputs[name], batch)
         yield ExampleClip(
             clip_id=clip.meta.clip_id,
             camera_names=catalog.cameras,
             images_NHWC=batch.frames_BTNCHW[0, -1].movedim(1, -1).numpy(),
             intrinsics_N33=batch.intrinsics_BN33[0].double().numpy(),
             camera_to_ego_N44=batch.camera_to_ego_BN44[0].double().numpy(),
+            grid=module.step.network.grid,
             # A validation window ends with its clip.
             boxes=() if clip.labels.boxes is None else clip.labels.boxes[-1],
             **fields,

@@ -4,8 +4,10 @@ It does not know the recipes: a recipe is a module with `run(config: DictConfig)
 """
 
 import os
+import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -46,6 +48,13 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
     sys.argv = [f"fsdtrain-{name}", *arguments]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     return 0
+
+
+def command_line() -> str:
+    """The running command as a user would type it again."""
+    return "fsdtrain " + shlex.join(
+        [Path(sys.argv[0]).name.removeprefix("fsdtrain-"), *sys.argv[1:]]
+    )
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:

@@ -138,9 +138,15 @@ def read_settings(config: DictConfig) -> Settings:
         raise UserError(f"a value is needed for {', '.join(sorted(missing))}")
     plain = OmegaConf.to_container(config, resolve=True)
     try:
-        return msgspec.convert(plain, Settings)
+        return msgspec.convert(plain, Settings, dec_hook=_decode_path)
     except (msgspec.ValidationError, ValueError) as error:
         raise UserError(f"configuration: {error}") from error
+
+
+def _decode_path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    raise ValueError(f"expected a path, got {value!r}")
 
 
 def instantiate(options: Mapping[str, Any], kind: type[Class], **given: object) -> Class:

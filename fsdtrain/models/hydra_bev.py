@@ -66,6 +66,7 @@ class HydraBev(nn.Module):
         super().__init__()
         self.image_size = (image_size[0], image_size[1])
         self.encode_all_frames = encode_all_frames
+        self.grid = grid
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
