@@ -36,8 +36,8 @@ from fsdtrain.engine.run_record import (
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator
 from fsdtrain.errors import UserError
-from fsdtrain.examples import save_examples
 from fsdtrain.hydra_app import command_line
+from fsdtrain.report.examples import draw_examples
 from fsdtrain.report.html import write_report
 from fsdtrain.settings import Settings, read_settings
 
@@ -146,7 +146,7 @@ def conclude(
     )
     if trainer.is_global_zero:
         write_json(run_dir / "results.json", results)
-        save_examples(module, datamodule, run_dir / "pictures", num_clips=num_report_clips)
+        draw_examples(module, datamodule, run_dir / "pictures", num_clips=num_report_clips)
         report = write_report(run_dir)
         Console().print(results_table(results))
         logger.info("report: %s", report)
