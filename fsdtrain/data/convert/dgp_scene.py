@@ -165,7 +165,7 @@ def read_points(sweep: Sweep) -> Array:
     """[P, 3] points of a sweep in the vehicle's frame; DataError if the file is unfit."""
     try:
         columns = [sweep.point_format.index(axis) for axis in ("X", "Y", "Z")]
-        with np.load(sweep.path, allow_pickle=False) as archive:
+        with sweep.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             table = np.asarray(archive[archive.files[0]], dtype=np.float64)
             points = table[:, columns]
     except (OSError, ValueError, IndexError, EOFError, BadZipFile, zlib.error) as error:
