@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.schedule import schedule_function
 from fsdtrain.engine.step import StepOutput, TrainingStep
+from fsdtrain.errors import UserError
 from fsdtrain.heads.head import Head
 from fsdtrain.settings import TrainingSettings
 
@@ -75,9 +76,17 @@ class DrivingModule(LightningModule):
             metric.update(output.outputs[name], batch)
 
     def on_validation_epoch_end(self) -> None:
+        figures: dict[str, Tensor] = {}
         for head_name, metric in self._metrics():
-            figures: dict[str, Tensor] = metric.compute()
-            self.log_dict({f"val/{head_name}_{name}": value for name, value in figures.items()})
+            values: dict[str, Tensor] = metric.compute()
+            figures |= {f"val/{head_name}_{name}": value for name, value in values.items()}
+        self.log_dict(figures)
+        monitor = self.training_settings.monitor
+        if self.trainer.state.fn == "fit" and monitor not in self.trainer.callback_metrics:
+            names = ", ".join(["val/loss", *figures])
+            raise UserError(
+                f"training.monitor={monitor}: validation gives no such figure, but {names}"
+            )
 
     def configure_optimizers(self) -> Any:  # Lightning's own union of a dozen shapes
         settings = self.training_settings

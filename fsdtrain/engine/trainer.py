@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -10,14 +10,16 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fsdtrain.backend import Backend
+from fsdtrain.engine.loggers import build_loggers
 from fsdtrain.settings import TrainingSettings
 
 
-def build_trainer(training: TrainingSettings, backend: Backend, run_dir: Path) -> Trainer:
-    """A Trainer that counts in optimiser steps and writes below `run_dir`."""
+def build_trainer(
+    training: TrainingSettings, backend: Backend, run_dir: Path, *, first_step: int
+) -> Trainer:
+    """A Trainer that counts in optimiser steps, from `first_step`, and writes below `run_dir`."""
     parts = backend.trainer_parts()
     return Trainer(
         accelerator=parts.accelerator,
@@ -38,10 +40,7 @@ def build_trainer(training: TrainingSettings, backend: Backend, run_dir: Path) -
         use_distributed_sampler=False,
         enable_model_summary=False,
         callbacks=_callbacks(training, run_dir),
-        logger=[
-            CSVLogger(run_dir, name="", version=""),
-            TensorBoardLogger(run_dir, name="", version="tensorboard"),
-        ],
+        logger=build_loggers(run_dir, first_step=first_step),
         default_root_dir=run_dir,
     )
 
@@ -65,17 +64,39 @@ def build_evaluator(backend: Backend, run_dir: Path) -> Trainer:
     )
 
 
+class SaveLast(Callback):
+    """Saves the last step, where ModelCheckpoint saves the last validation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         RichProgressBar(),
         LearningRateMonitor(logging_interval="step"),
+        # Before the average: at the end that one overwrites the weights a resumed run starts from.
+        SaveLast(run_dir / "checkpoints" / "last.ckpt"),
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="best",
             monitor=training.monitor,
             mode=training.monitor_mode,
-            save_last=True,
             enable_version_counter=False,
+        ),
+        # The newest state, to resume from: with every validation, and after the very last step.
+        *(
+            ModelCheckpoint(
+                dirpath=run_dir / "checkpoints",
+                filename="last",
+                every_n_train_steps=num_steps,
+                save_top_k=1,
+                enable_version_counter=False,
+            )
+            for num_steps in {training.validate_every_steps, training.max_steps}
         ),
     ]
     if training.ema_decay is not None:

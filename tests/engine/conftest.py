@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning import Callback, Trainer
 
 from fsdtrain.backend import load_backend
 from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_trainer
@@ -46,24 +48,24 @@ def train(make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipB
     def _train(
         training: TrainingSettings,
         run_dir: Path,
-        batches: Sequence[ClipBatch] | None = None,
         *,
+        batches: Sequence[ClipBatch] | None = None,
+        datamodule: FleetDataModule | None = None,
         network: HydraBev | None = None,
         callbacks: tuple[Callback, ...] = (),
         ckpt_path: Path | None = None,
     ) -> tuple[Trainer, DrivingModule]:
-        if batches is None:
-            batches = [make_batch(seed=seed) for seed in range(10)]
         module = DrivingModule(TrainingStep(network or make_network()), training)
         trainer = build_trainer(training, load_backend("cpu", {}), run_dir)
         trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning's, untyped
-        trainer.fit(
-            module,
-            Batches(batches),
-            Batches([make_batch(seed=100)]),
-            ckpt_path=ckpt_path,
-            weights_only=True,
-        )
+        loaders: dict[str, Any] = {"datamodule": datamodule}
+        if datamodule is None:
+            given = [make_batch(seed=seed) for seed in range(10)] if batches is None else batches
+            loaders = {
+                "train_dataloaders": Batches(given),
+                "val_dataloaders": Batches([make_batch(seed=100)]),
+            }
+        trainer.fit(module, **loaders, ckpt_path=ckpt_path, weights_only=True)
         return trainer, module
 
     return _train
