@@ -7,6 +7,7 @@ Each function takes plain settings and returns one object; classes that a config
 import hashlib
 import logging
 from pathlib import Path
+from typing import cast
 
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.datamodule import FleetDataModule
@@ -80,7 +81,9 @@ def build_datamodule(
         augmentation=None
         if data.augmentation is None
         else instantiate(data.augmentation, Augmentation),
-        target_builders=[head.target_builder() for head in network.heads.values()],
+        target_builders=[
+            head.target_builder() for head in cast("list[Head]", list(network.heads.values()))
+        ],
         seed=settings.seed,
     )
 

@@ -25,6 +25,7 @@ from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
+from fsdtrain.engine.loggers import quiet_lightning
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import (
     Figure,
@@ -82,6 +83,7 @@ def validate(settings: Settings, *, config_yaml: str) -> Results:
     if settings.ckpt_path is None:
         raise UserError("validate needs ckpt_path=<checkpoint>, e.g. .../checkpoints/best.ckpt")
     started_at = datetime.now(UTC)
+    quiet_lightning()
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
@@ -177,7 +179,7 @@ def _figures(
             baselines = {
                 other.removeprefix(prefix): figure
                 for other, figure in recorded.items()
-                if other.startswith(prefix)
+                if other.startswith(prefix) and not math.isnan(figure)
             }
             baselines["camera_blind"] = views["camera_blind"][name]
             baselines["cameras_shuffled"] = views["cameras_shuffled"][name]

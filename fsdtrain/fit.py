@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsdtrain.backend import load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
-from fsdtrain.engine.checkpoints import check_checkpoint, find_last_checkpoint, load_weights
+from fsdtrain.engine.checkpoints import find_last_checkpoint, load_weights, read_step
+from fsdtrain.engine.loggers import quiet_lightning
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import Results, prepare_run_folder
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_trainer
+from fsdtrain.errors import UserError
 from fsdtrain.evaluate import conclude, record_run
 from fsdtrain.settings import Settings, read_settings
 
@@ -31,11 +33,12 @@ def run(config: DictConfig) -> None:
 def fit(settings: Settings, *, config_yaml: str) -> Results:
     """Train, evaluate, report; returns the final figures, which the run folder holds as well."""
     started_at = datetime.now(UTC)
+    quiet_lightning()
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
     backend = load_backend(settings.backend["name"], settings.backend_options)
-    ckpt_path = _checkpoint_to_resume(settings)
+    ckpt_path, first_step = _resume(settings)
     train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
     datamodule = build_datamodule(settings, network, train, val)
@@ -48,7 +51,7 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(train, val))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     logger.info("model: %.3f M parameters; run folder: %s", num_parameters / 1e6, run_dir)
-    trainer = build_trainer(settings.training, backend, run_dir)
+    trainer = build_trainer(settings.training, backend, run_dir, first_step=first_step)
     trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     # The figures are those of the last weights: "best" was chosen on the very set they stand for.
     load_weights(module, run_dir / "checkpoints" / "last.ckpt")
@@ -57,8 +60,15 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     )
 
 
-def _checkpoint_to_resume(settings: Settings) -> Path | None:
+def _resume(settings: Settings) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, if any, and the step it stands at."""
     path = find_last_checkpoint(settings.run_dir) if settings.resume else settings.ckpt_path
-    if path is not None:
-        check_checkpoint(path)  # before the data are made, which takes longer
-    return path
+    if path is None:
+        if (settings.run_dir / "manifest.json").exists():
+            raise UserError(
+                f"{settings.run_dir} holds a run already: add resume=last to go on with it, or "
+                "choose another run_dir"
+            )
+        return None, 0
+    # Read now, before the data are made, which takes longer.
+    return path, read_step(path)

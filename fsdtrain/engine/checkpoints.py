@@ -61,6 +61,14 @@ def check_checkpoint(path: Path) -> dict[str, object]:
     return checkpoint
 
 
+def read_step(path: Path) -> int:
+    """The number of optimiser steps that a checkpoint stands after; UserError where it is none."""
+    step = check_checkpoint(path).get("global_step")
+    if not isinstance(step, int):
+        raise UserError(f"{path} is not a training checkpoint: it has no global_step")
+    return step
+
+
 def load_weights(module: DrivingModule, path: Path) -> None:
     """Put a checkpoint's (averaged) weights and priors into `module`.
 
