@@ -165,7 +165,7 @@ def bev_view(
     image = view.with_rings(image)
     layer = Layer(*view.size)
     for lane in lanes:
-        layer.line(view.pixels(np.asarray(lane.points_m)[:, :2]), LANE_COLORS[lane.kind], 1.2)
+        layer.line(view.pixels(np.asarray(lane.points_m)[:, :2]), LANE_COLORS[lane.kind], 2.0)
     legend += legend_entries([lane.kind for lane in lanes], LANE_COLORS)
     if vehicle_truth_XY is not None:
         layer.segments(view.pixels(_outline(grid, vehicle_truth_XY)), OUTLINE_COLOR, 1.5)

@@ -17,7 +17,7 @@ from fsdtrain.data.geometry import (
 from fsdtrain.data.schema import CameraCalibration
 
 NEAR_M = 0.2  # nearer to the optical centre than this nothing is drawn
-PIECES_OF_BENT_LINE = 24
+PIECES_OF_BENT_LINE = 48  # at most 4 degrees each, as a line spans less than 180
 MARGIN = 0.5  # of the image's width and height, kept around it
 
 # Pairs of corners of `box_corners`: bottom, top, uprights.
@@ -31,12 +31,10 @@ FRONT_DIAGONALS = np.array([(0, 7), (3, 4)])
 
 def visible_segments(camera: CameraCalibration, start: Array, end: Array) -> Array:
     """[S, 2, 2] pixels (end, uv) of what the camera sees of ego segments [P, 3] to [P, 3]."""
+    start, end = _cut_behind(camera, start, end)
     is_bent = camera.model != "pinhole"
     if is_bent:
-        cuts = np.linspace(0.0, 1.0, PIECES_OF_BENT_LINE + 1)[:, None, None]
-        points = start + cuts * (end - start)
-        start, end = points[:-1].reshape(-1, 3), points[1:].reshape(-1, 3)
-    start, end = _cut_behind(camera, start, end)
+        start, end = _cut_evenly(camera, start, end)
     ends = np.stack([start, end], axis=1)
     if is_bent:
         ends = ends[_is_in_field(camera, ends).all(axis=1)]
@@ -68,6 +66,20 @@ def _cut_behind(camera: CameraCalibration, start: Array, end: Array) -> tuple[Ar
     start_is_behind = (crosses & (depth_start <= 0))[:, None]
     end_is_behind = (crosses & (depth_end <= 0))[:, None]
     return np.where(start_is_behind, cut, start), np.where(end_is_behind, cut, end)
+
+
+def _cut_evenly(camera: CameraCalibration, start: Array, end: Array) -> tuple[Array, Array]:
+    """Pieces that span equal angles seen from the camera, however near an end comes to it."""
+    center = np.asarray(camera.camera_to_ego.translation_m)
+    a, b = np.linalg.norm(start - center, axis=1), np.linalg.norm(end - center, axis=1)
+    cosine = ((start - center) * (end - center)).sum(axis=1) / (a * b)
+    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+    # A line seen end-on has no angle to divide, and needs none.
+    angle = np.maximum(angle, 1e-6)
+    share = np.linspace(0.0, 1.0, PIECES_OF_BENT_LINE + 1)[:, None]
+    from_start, to_end = a * np.sin(share * angle), b * np.sin((1 - share) * angle)
+    cuts = start + (from_start / (from_start + to_end))[..., None] * (end - start)
+    return cuts[:-1].reshape(-1, 3), cuts[1:].reshape(-1, 3)
 
 
 def _is_in_field(camera: CameraCalibration, points: Array) -> Array:
