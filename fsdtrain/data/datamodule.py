@@ -94,21 +94,22 @@ class FleetDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the shards' indices and check that they fit together; Lightning calls it."""
-        for name, source in (("train", self._train), ("val", self._val)):
-            is_wanted = source is not None and (name == "val" or stage in (None, "fit"))
-            if source is not None and is_wanted and name not in self._catalogs:
-                self._catalogs[name] = open_catalog(
-                    source, cameras=self._cameras, min_frames=self._shape.num_stored_frames
-                )
+        if self._val is not None:
+            self.catalog("val")
+        if self._train is not None and stage in (None, "fit"):
+            self.catalog("train")
         if len(self._catalogs) == 2:
             _warn_of_shared_scenes(self._catalogs["train"], self._catalogs["val"])
 
     def catalog(self, name: Literal["train", "val"]) -> Catalog:
-        """The clips of a split; `clip_index_B` of a batch counts in them."""
+        """The clips of a split, read once; `clip_index_B` of a batch counts in them."""
         if name not in self._catalogs:
-            self.setup("fit" if name == "train" else "validate")
-        if name not in self._catalogs:
-            raise UserError(f"data.{name} is not given; set it to a folder or file of shards")
+            source = self._train if name == "train" else self._val
+            if source is None:
+                raise UserError(f"data.{name} is not given; set it to a folder or file of shards")
+            self._catalogs[name] = open_catalog(
+                source, cameras=self._cameras, min_frames=self._shape.num_stored_frames
+            )
         return self._catalogs[name]
 
     @property
