@@ -54,9 +54,10 @@ def train(make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipB
         network: HydraBev | None = None,
         callbacks: tuple[Callback, ...] = (),
         ckpt_path: Path | None = None,
+        first_step: int = 0,
     ) -> tuple[Trainer, DrivingModule]:
         module = DrivingModule(TrainingStep(network or make_network()), training)
-        trainer = build_trainer(training, load_backend("cpu", {}), run_dir)
+        trainer = build_trainer(training, load_backend("cpu", {}), run_dir, first_step=first_step)
         trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning's, untyped
         loaders: dict[str, Any] = {"datamodule": datamodule}
         if datamodule is None:

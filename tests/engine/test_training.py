@@ -14,6 +14,7 @@ from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.schema import Clip
 from fsdtrain.data.shard import write_shards
+from fsdtrain.engine.checkpoints import read_step
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.errors import UserError
@@ -126,21 +127,29 @@ def make_datamodule(shards: Path, make_network: MakeNetwork) -> Callable[[], Fle
     )  # fmt: skip
 
 
-# The best score starts anew with a new run folder; Lightning says so.
-STARTS_ANEW = pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning:lightning")
+# The best score starts anew with a new run folder; Lightning says so, and that an old one is used.
+IN_A_NEW_FOLDER = pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed:UserWarning:lightning.pytorch.callbacks.model_checkpoint"
+)
+IN_ITS_FOLDER = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists:UserWarning:lightning.pytorch.callbacks.model_checkpoint"
+)
 
 
-@STARTS_ANEW
-@pytest.mark.parametrize("accumulate_batches", [1, 2])
-@pytest.mark.parametrize("cut_at", [7, 10])
+@IN_A_NEW_FOLDER
+@IN_ITS_FOLDER
+@pytest.mark.parametrize(
+    ("cut_at", "accumulate_batches", "folder"), [(7, 1, "cut"), (7, 2, "new"), (10, 1, "new")]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     train: Train,
     make_training: MakeTraining,
     make_datamodule: Callable[[], FleetDataModule],
     make_network: MakeNetwork,
     tmp_path: Path,
-    accumulate_batches: int,
     cut_at: int,
+    accumulate_batches: int,
+    folder: str,
 ) -> None:
     """Three batches an epoch, a checkpoint every fourth step: in the middle of an epoch."""
     training = make_training(
@@ -155,20 +164,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             callbacks=(CutPower(cut_at),),
         )
     checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    last_saved = read_step(checkpoint)
+    assert 0 < last_saved < cut_at
     resumed_trainer, resumed = train(
         training,
-        tmp_path / "resumed",
+        tmp_path / folder,
         datamodule=make_datamodule(),
         network=make_network(seed=5),  # so that nothing but the checkpoint can make them equal
         ckpt_path=checkpoint,
+        first_step=last_saved,
     )
     assert_same_state(resumed, whole)
-    last_saved = torch.load(checkpoint, weights_only=True)["global_step"]
-    assert 0 < last_saved < cut_at
+    first_step = 0 if folder == "cut" else last_saved
     for name in ("train/loss", "val/loss", "val/vehicle_iou_baseline_prior", "lr-AdamW/pg1"):
-        expected = column(tmp_path / "whole", name)
-        assert column(tmp_path / "resumed", name) == [
-            (step, value) for step, value in expected if step >= last_saved
+        assert column(tmp_path / folder, name) == [
+            (step, value) for step, value in column(tmp_path / "whole", name) if step >= first_step
         ]
     for first, second in zip(whole_trainer.optimizers, resumed_trainer.optimizers, strict=True):
         states = zip(first.state.values(), second.state.values(), strict=True)
@@ -176,7 +186,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@STARTS_ANEW
+@IN_A_NEW_FOLDER
 def test_resuming_with_other_data_is_refused(
     train: Train,
     make_training: MakeTraining,
