@@ -33,7 +33,7 @@ CLASS_COLORS: dict[str, Color] = {
 }
 LANE_COLORS: dict[str, Color] = {
     "divider": (236, 236, 236),
-    "boundary": (245, 190, 80),
+    "boundary": (226, 130, 98),
     "centerline": (104, 118, 142),
 }
 PATH_COLORS: dict[str, Color] = {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fsdtrain.data.geometry import (
@@ -84,31 +85,39 @@ def summary(shard: str) -> Table:
         DataError: the shard is broken; `verify_shards` tells all of it.
     """
     index = read_index(shard)
-    table = Table(title=index.shard, title_justify="left", header_style="bold")
-    for column in ("clip", "source", "split", "scene"):
+    # Tight, so that a line fits a terminal of 80 columns where the names allow it.
+    table = Table(
+        title=index.shard,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("clip", "scene"):
         table.add_column(column, overflow="fold")
-    for column in ("frames", "Hz", "cameras", "size", "boxes", "lanes", "occupancy", "KiB"):
-        table.add_column(column, justify="right")
+    for column in ("frames", "Hz", "cameras", "boxes", "lanes", "voxels", "KiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    origins: set[str] = set()
     for entry in index.clips:
         clip = read_clip(shard, entry)
         meta, labels = clip.meta, clip.labels
+        origins.add(f"{meta.source} ({meta.split})")
         sizes = {f"{camera.width}x{camera.height}" for camera in clip.rig.cameras.values()}
         table.add_row(
             meta.clip_id,
-            meta.source,
-            meta.split,
             meta.scene,
             str(meta.num_frames),
             f"{meta.frame_rate_hz:g}",
-            str(len(meta.cameras)),
-            ", ".join(sorted(sizes)),
+            f"{len(meta.cameras)} of {', '.join(sorted(sizes))}",
             "-" if labels.boxes is None else str(sum(len(boxes) for boxes in labels.boxes)),
             "-" if labels.lanes is None else str(len(labels.lanes)),
-            "-" if labels.occupancy is None else "x".join(map(str, labels.occupancy.shape)),
+            "-" if labels.occupancy is None else str(math.prod(labels.occupancy.shape)),
             f"{sum(member.size_bytes for member in entry.members) / 1024:.0f}",
         )
     table.caption = (
-        f"{index.num_clips} clips, {index.num_frames} images, {index.size_bytes / 2**20:.1f} MiB"
+        f"{', '.join(sorted(origins))}: {index.num_clips} clips, {index.num_frames} images, "
+        f"{index.size_bytes / 2**20:.1f} MiB"
     )
     return table
 
