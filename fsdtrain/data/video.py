@@ -204,6 +204,7 @@ class _Decoder:
                     break
             if num_decoded < num_wanted:
                 raise DataError(f"{where}: only {num_decoded} of {num_frames} frames decode")
+            # Frames behind the last wanted one, where an encoder left the decoder a delay.
             self._context.flush_buffers()
             is_clean = True
         except av.FFmpegError as error:

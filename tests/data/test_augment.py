@@ -105,6 +105,13 @@ def test_the_mirrored_camera_sees_the_mirrored_world(window):
 
 
 def test_mirrored_labels_are_reflections(window):
+    w, x, y, z = np.random.default_rng(3).normal(size=4)
+    norm = float(np.linalg.norm([w, x, y, z]))
+    rolled = msgspec.structs.replace(
+        window.boxes[-1][1],
+        rotation_wxyz=(w / norm, x / norm, y / norm, z / norm),
+    )
+    window = replace(window, boxes=(*window.boxes[:-1], (window.boxes[-1][0], rolled)))
     mirrored = mirror_window(window)
     for before, after in zip(window.boxes[-1], mirrored.boxes[-1], strict=True):
         corners = {tuple(row) for row in np.round(box_corners(before) * MIRROR, 9) + 0.0}

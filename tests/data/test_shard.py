@@ -383,6 +383,41 @@ def test_no_room_for_the_index_leaves_no_tar(clips, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_old_index_never_vouches_for_a_new_tar(clips, tmp_path, monkeypatch):
+    path = tmp_path / "s.tar"
+    with ShardWriter(path) as writer:
+        writer.write(clips[0])
+
+    def fail(path, data):
+        raise KeyboardInterrupt  # killed between the two renames
+
+    monkeypatch.setattr(shard_module, "_write_atomically", fail)
+    monkeypatch.setattr(type(path), "unlink", keep_tar(type(path).unlink))
+    with pytest.raises(KeyboardInterrupt), ShardWriter(path) as writer:
+        writer.write(clips[1])
+    assert os.listdir(tmp_path) == ["s.tar"]
+    with pytest.raises(DataError, match="not completely written"):
+        find_shards(str(path))
+
+
+def keep_tar(unlink):
+    """What a kill leaves: the clean-up of the tar does not happen."""
+
+    def only_others(path, missing_ok=False):
+        if path.suffix != ".tar":
+            unlink(path, missing_ok=missing_ok)
+
+    return only_others
+
+
+def test_a_clip_may_not_ask_for_unbounded_memory(shard, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_module, "MAX_CLIP_BYTES", 2000)
+    with pytest.raises(DataError, match="clip 'clip-0': index: members: cover more than 2000"):
+        read_index(shard)
+    with pytest.raises(DataError, match="clip 'clip-3' is larger than 1000"):
+        write_shards(clips[3:], tmp_path / "new", prefix="s", clips_per_shard=1)
+
+
 def test_a_file_size_limit_of_the_system_is_a_user_error(clips, tmp_path):
     """The kernel's own refusal, not a simulated one (Python ignores SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
