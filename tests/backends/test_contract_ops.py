@@ -1,0 +1,205 @@
+"""The contract, ops: every op of every backend against its reference computed in float64.
+
+Op x dtype x ragged shape, forward and gradient, within the backend's stated tolerance.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsdtrain.backend import Backend
+from fsdtrain.ops.table import OpTable
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpCase:
+    """One call: the features come first; coordinates stay float32, features vary in dtype."""
+
+    op: str
+    label: str
+    make: Callable[[torch.Generator], tuple[Any, ...]]
+
+
+def random_rig(
+    generator: torch.Generator, num_clips: int, num_cameras: int, image_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cameras 1.5 m above the ego that look anywhere near the horizon: intrinsics, poses."""
+    height, width = image_size
+    shape = (num_clips, num_cameras)
+    intrinsics = torch.zeros(*shape, 3, 3)
+    intrinsics[..., 0, 0] = width * (0.6 + 0.3 * torch.rand(shape, generator=generator))
+    intrinsics[..., 1, 1] = width * (0.6 + 0.3 * torch.rand(shape, generator=generator))
+    intrinsics[..., 0, 1] = 0.3 * torch.randn(shape, generator=generator)  # skew
+    intrinsics[..., 0, 2] = width * (0.45 + 0.1 * torch.rand(shape, generator=generator))
+    intrinsics[..., 1, 2] = height * (0.45 + 0.1 * torch.rand(shape, generator=generator))
+    intrinsics[..., 2, 2] = 1.0
+    yaw = 6.28 * torch.rand(shape, generator=generator)
+    turn = torch.zeros(*shape, 3, 3)
+    turn[..., 0, 0] = turn[..., 1, 1] = yaw.cos()
+    turn[..., 1, 0], turn[..., 0, 1] = yaw.sin(), -yaw.sin()
+    turn[..., 2, 2] = 1.0
+    forward = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    pose = torch.eye(4).repeat(*shape, 1, 1)
+    pose[..., :3, :3] = turn @ forward
+    pose[..., :3, 3] = torch.randn(*shape, 3, generator=generator) * 0.3
+    pose[..., 2, 3] += 1.5
+    return intrinsics, pose
+
+
+def project_sample_case(
+    label: str,
+    *,
+    feats: tuple[int, int, int, int, int, int],
+    points: tuple[int, int, int],
+    image_size: tuple[int, int],
+    max_views: int,
+    reach_m: float = 12.0,
+    is_channels_last: bool = False,
+) -> OpCase:
+    """`feats` is [B, T, N, C, h, w], `points` [Z, X, Y] places scattered over the ground."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        B, T, N, C, h, w = feats
+        values = torch.randn(feats, generator=generator)
+        if is_channels_last:  # as the backbone's convolutions leave them
+            flat = values.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+            values = flat.view(B, T, N, C, h, w)
+        places = (torch.rand(*points, 3, generator=generator) - 0.5) * 2 * reach_m
+        places[..., 2] = 2 * torch.rand(points, generator=generator)
+        intrinsics, pose = random_rig(generator, B, N, image_size)
+        return values, places, intrinsics, pose, image_size, max_views
+
+    return OpCase("project_sample", label, make)
+
+
+def warp_bev_case(
+    label: str,
+    *,
+    bev: tuple[int, int, int, int],
+    yaw_rad: float = 0.1,
+    shift_m: tuple[float, float] = (0.7, -0.2),
+    tilt_rad: float = 0.0,
+    cell_m: float = 0.5,
+    is_channels_last: bool = False,
+) -> OpCase:
+    """`bev` is [B, C, X, Y]; clips turn and shift a little differently."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        values = torch.randn(bev, generator=generator)
+        if is_channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
+        motion = torch.zeros(bev[0], 4, 4)
+        for clip in range(bev[0]):
+            yaw = torch.tensor(yaw_rad * (1 + 0.1 * clip))
+            tilt = torch.tensor(tilt_rad)
+            turn = torch.tensor([[yaw.cos(), -yaw.sin(), 0], [yaw.sin(), yaw.cos(), 0], [0, 0, 1]])
+            pitch = torch.tensor(
+                [[tilt.cos(), 0, tilt.sin()], [0, 1, 0], [-tilt.sin(), 0, tilt.cos()]]
+            )
+            motion[clip, :3, :3] = turn @ pitch
+            motion[clip, :3, 3] = torch.tensor([*shift_m, 0.05]) * (1 + 0.1 * clip)
+            motion[clip, 3, 3] = 1.0
+        corner = (-cell_m * bev[2] / 2, -cell_m * bev[3] / 3)
+        return values, motion, corner, cell_m
+
+    return OpCase("warp_bev", label, make)
+
+
+CASES = (
+    project_sample_case(
+        "tiny", feats=(2, 2, 2, 8, 6, 12), points=(2, 8, 8), image_size=(24, 48), max_views=2
+    ),
+    project_sample_case(
+        "primes", feats=(3, 1, 5, 7, 5, 11), points=(3, 13, 17), image_size=(37, 83), max_views=3
+    ),
+    project_sample_case(
+        "one of each", feats=(1, 1, 1, 1, 1, 1), points=(1, 1, 1), image_size=(2, 2), max_views=1
+    ),
+    project_sample_case(
+        "one row of features",
+        feats=(1, 2, 3, 4, 1, 9), points=(1, 31, 2), image_size=(8, 72), max_views=2,
+    ),
+    project_sample_case(
+        "more cameras see a point than count",
+        feats=(2, 1, 8, 3, 4, 4), points=(2, 9, 5), image_size=(64, 64), max_views=1,
+    ),
+    project_sample_case(
+        "more views than cameras",
+        feats=(1, 3, 2, 5, 3, 7), points=(2, 6, 6), image_size=(12, 28), max_views=4,
+    ),
+    project_sample_case(
+        "hardly any point is seen",
+        feats=(1, 1, 1, 2, 4, 6), points=(1, 40, 3), image_size=(16, 24), max_views=2,
+        reach_m=400.0,
+    ),
+    project_sample_case(
+        "channels last", feats=(2, 2, 3, 6, 5, 9), points=(2, 7, 9), image_size=(20, 36),
+        max_views=2, is_channels_last=True,
+    ),
+    warp_bev_case("square", bev=(2, 8, 16, 16)),
+    warp_bev_case("primes", bev=(3, 5, 13, 7)),
+    warp_bev_case("one cell", bev=(1, 1, 1, 1), shift_m=(0.1, 0.0)),
+    warp_bev_case("one row", bev=(2, 3, 1, 29)),
+    warp_bev_case("standing still", bev=(1, 4, 9, 11), yaw_rad=0.0, shift_m=(0.0, 0.0)),
+    warp_bev_case("turned round", bev=(2, 2, 10, 6), yaw_rad=3.0),
+    warp_bev_case("driven away", bev=(1, 3, 8, 8), shift_m=(100.0, 0.0)),
+    warp_bev_case("up a ramp", bev=(2, 4, 12, 5), tilt_rad=0.2),
+    warp_bev_case("channels last", bev=(2, 6, 11, 13), is_channels_last=True),
+)  # fmt: skip
+
+
+def test_every_op_has_cases() -> None:
+    assert {case.op for case in CASES} == {field.name for field in dataclasses.fields(OpTable)}
+
+
+def in_float64(value: Any) -> Any:
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().double() if is_number else value
+
+
+def worst(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    largest = expected.abs().max().item()
+    return (found.double().cpu() - expected).abs().max().item() / (largest or 1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.label}")
+def test_ops_and_their_gradients_agree_with_the_references(
+    backend: Backend, case: OpCase, dtype: torch.dtype
+) -> None:
+    """Calibration and motion are data: the one input that is learnt through is the first."""
+    generator = torch.Generator().manual_seed(sum(case.label.encode()))
+    feats, *others = case.make(generator)
+    feats = feats.to(dtype)
+    expected_feats = feats.double().requires_grad_()
+    expected = getattr(OpTable(), case.op)(expected_feats, *map(in_float64, others))
+    cotangent = torch.randn(expected.shape, generator=generator).to(dtype)
+    expected.backward(cotangent.double())
+
+    given = [backend.to_device(v) if isinstance(v, Tensor) else v for v in (feats, *others)]
+    copies = [v.clone() if isinstance(v, Tensor) else v for v in given]
+    given[0] = given[0].detach().requires_grad_()
+    found = getattr(backend.op_table(), case.op)(*given)
+    found.backward(backend.to_device(cotangent))
+
+    assert found.shape == expected.shape
+    assert found.dtype == dtype
+    assert found.device == given[0].device
+    # The stated tolerance is for float32; below it the result is rounded once more.
+    rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    tolerance = backend.tolerance.op_relative + rounding
+    assert worst(found, expected.detach()) <= tolerance
+    gradient, expected_gradient = given[0].grad, expected_feats.grad
+    assert gradient is not None
+    assert expected_gradient is not None
+    assert gradient.dtype == dtype
+    assert worst(gradient, expected_gradient) <= tolerance
+    for value, before in zip(given, copies, strict=True):
+        assert not isinstance(value, Tensor) or torch.equal(value, before), "an input was changed"
