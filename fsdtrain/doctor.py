@@ -42,7 +42,7 @@ def main(name: str, arguments: list[str]) -> int:
             "stores", nargs="*", help="shard folders or URLs that must be reachable from here"
         )
     given = parser.parse_args(arguments)
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if name == "backends":
         console.print(backends_table())
         return 0

@@ -23,7 +23,7 @@ from fsdtrain.settings import read_settings
 def main(name: str, arguments: list[str]) -> int:
     """Parse `arguments` and run one subcommand; 1 means that `verify` found faults."""
     given = _parser(name).parse_args(arguments)
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 160)
     exit_code: int = given.run(given, console)
     return exit_code
 
@@ -46,7 +46,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
     ddad = sources.add_parser("ddad", help="DDAD / DGP scenes, with 3D boxes")
     _add_conversion_arguments(ddad)
     ddad.add_argument("--scene", action="append", help="only this scene (repeatable)")
-    ddad.add_argument("--split", default="train", help="the split to mark the clips with")
+    ddad.add_argument(
+        "--split", default="train", choices=("train", "val", "test"), help="DGP's split to read"
+    )
+    ddad.add_argument("--clip-frames", type=int, help="samples of a clip (default: the scene)")
     ddad.set_defaults(run=_convert_ddad)
     video = sources.add_parser("video", help="any video file, one camera, no labels")
     _add_conversion_arguments(video)
@@ -76,7 +79,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def _add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--src", type=Path, required=True, help="what to convert")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--max-width", type=int, help="scale images down to this many columns")
+    parser.add_argument(
+        "--max-width", type=int, default=960, help="scale wider images down to this many columns"
+    )
     parser.add_argument("--clips-per-shard", type=int, default=64)
 
 
@@ -93,6 +98,7 @@ def _convert_ddad(given: argparse.Namespace, console: Console) -> int:
         given.out,
         split=given.split,
         scenes=given.scene,
+        clip_frames=given.clip_frames,
         max_width=given.max_width,
         clips_per_shard=given.clips_per_shard,
     )

@@ -48,7 +48,7 @@ from fsdtrain.data.schema import (
 )
 from fsdtrain.data.shard import write_shards
 from fsdtrain.data.video import encode_h264
-from fsdtrain.errors import DataError
+from fsdtrain.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def convert_ddad(
     *,
     split: str = "train",
     scenes: Sequence[str] | None = None,
+    clip_frames: int | None = None,
     max_width: int | None = 960,
     clips_per_shard: int = 8,
     crf: int = 18,
@@ -90,8 +91,10 @@ def convert_ddad(
         out_dir: made if it is missing.
         split: "train", "val" or "test": which of DGP's splits to read, and the split's name.
         scenes: names of the scenes to convert (their folders); None converts all.
+        clip_frames: samples of one clip, the rest of a scene that fills none is left out and
+            logged; None makes every scene one clip.
         max_width: images are scaled down to this width in pixels, the calibration with them.
-        clips_per_shard: scenes in one shard.
+        clips_per_shard: clips in one shard.
         crf: x264's quality of the video; 18 is near to the source.
 
     Raises:
@@ -103,14 +106,24 @@ def convert_ddad(
     def clips() -> Iterator[Clip]:
         for path in files.values():
             logger.info("converting %s", path)
-            yield read_ddad_clip(path, split=split, max_width=max_width, crf=crf)
+            yield from read_ddad_clips(
+                path, split=split, clip_frames=clip_frames, max_width=max_width, crf=crf
+            )
 
     return write_shards(clips(), out_dir, prefix=f"ddad-{split}", clips_per_shard=clips_per_shard)
 
 
-def read_ddad_clip(path: Path, *, split: str, max_width: int | None, crf: int) -> Clip:
-    """One scene file, and all that it names, as a clip."""
+def read_ddad_clips(
+    path: Path, *, split: str, clip_frames: int | None, max_width: int | None, crf: int
+) -> Iterator[Clip]:
+    """One scene file, and all that it names, cut into clips."""
     scene = load_scene(path)
+    num_frames = len(scene.frames)
+    length = num_frames if clip_frames is None else clip_frames
+    if not 1 <= length <= num_frames:
+        raise UserError(f"clip_frames={length}: {path} has {num_frames} samples")
+    if num_frames % length:
+        logger.warning("%s: the last %d samples fill no clip", path, num_frames % length)
     reference = _straightest_camera(scene)
     pictures = [frame.pictures[reference] for frame in scene.frames]
     times_ns = [picture.time_ns for picture in pictures]
@@ -120,45 +133,52 @@ def read_ddad_clip(path: Path, *, split: str, max_width: int | None, crf: int) -
         [picture.vehicle_to_world @ invert_pose(vehicle_to_ego) for picture in pictures]
     )
     rate_hz = SINGLE_FRAME_RATE_HZ
-    if len(times_ns) > 1:
+    if num_frames > 1:
         rate_hz = float(np.round(1e9 / np.median(np.diff(times_ns)), 2))
     boxes = _label_boxes(scene, times_ns, ego_to_world_T44)
+    # The whole drive, so that a clip knows where the vehicle went after its last frame.
+    ego = track_ego(times_ns, ego_to_world_T44)
     names = {name: name.lower() for name in scene.cameras}
-    return Clip(
-        meta=ClipMeta(
-            clip_id=clip_name(f"ddad-{scene.name}"),
-            source="ddad",
-            split=split,
-            scene=scene.name,
-            cameras=tuple(names.values()),
-            num_frames=len(times_ns),
-            frame_rate_hz=rate_hz,
-            has_ego_motion=len(times_ns) > 1,
-            annotations=() if boxes is None else ("boxes",),
-        ),
-        rig=Rig(
-            cameras={
-                names[name]: fit_camera(
-                    _calibration(name, sensor, scene.frames[0].pictures[name], vehicle_to_ego),
-                    max_width=max_width,
-                )
-                for name, sensor in scene.cameras.items()
-            }
-        ),
-        frames=FrameTimes(
-            reference_ns=tuple(times_ns),
-            camera_ns={
-                lower: tuple(frame.pictures[name].time_ns for frame in scene.frames)
+    rig = Rig(
+        cameras={
+            names[name]: fit_camera(
+                _calibration(name, sensor, scene.frames[0].pictures[name], vehicle_to_ego),
+                max_width=max_width,
+            )
+            for name, sensor in scene.cameras.items()
+        }
+    )
+    for first in range(0, num_frames - length + 1, length):
+        part = slice(first, first + length)
+        frames = scene.frames[part]
+        suffix = "" if length == num_frames else f"-{first:06d}"
+        yield Clip(
+            meta=ClipMeta(
+                clip_id=clip_name(f"ddad-{scene.name}{suffix}"),
+                source="ddad",
+                split=split,
+                scene=scene.name,
+                cameras=tuple(names.values()),
+                num_frames=length,
+                frame_rate_hz=rate_hz,
+                has_ego_motion=num_frames > 1,
+                annotations=() if boxes is None else ("boxes",),
+            ),
+            rig=rig,
+            frames=FrameTimes(
+                reference_ns=tuple(times_ns[part]),
+                camera_ns={
+                    lower: tuple(frame.pictures[name].time_ns for frame in frames)
+                    for name, lower in names.items()
+                },
+            ),
+            ego=ego,
+            labels=Labels(boxes=None if boxes is None else boxes[part]),
+            video={
+                lower: _encode_camera(frames, name, rate_hz, max_width, crf)
                 for name, lower in names.items()
             },
-        ),
-        ego=track_ego(times_ns, ego_to_world_T44),
-        labels=Labels(boxes=boxes),
-        video={
-            lower: _encode_camera(scene.frames, name, rate_hz, max_width, crf)
-            for name, lower in names.items()
-        },
-    )
+        )
 
 
 def _straightest_camera(scene: DgpScene) -> str:

@@ -196,12 +196,25 @@ def test_broken_files_are_named(mini_dgp, tmp_path, name, problem, body):
     assert not list((tmp_path / "out").glob("*"))
 
 
+def test_a_scene_cut_into_single_samples_keeps_everything(mini_dgp, tmp_path, read_all):
+    whole = convert_mini(mini_dgp, tmp_path, read_all)
+    convert_ddad(tmp_path / "source", tmp_path / "cut", clip_frames=1)
+    parts = list(read_all(tmp_path / "cut"))
+    assert len({part.meta.clip_id for part in parts}) == whole.meta.num_frames
+    assert {part.meta.scene for part in parts} == {whole.meta.scene}
+    assert tuple(part.labels.boxes[0] for part in parts) == whole.labels.boxes
+    assert tuple(part.frames.reference_ns[0] for part in parts) == whole.frames.reference_ns
+    assert all(part.ego == whole.ego and part.rig == whole.rig for part in parts)
+
+
 def test_wrong_arguments(mini_dgp, tmp_path):
     source = mini_dgp.write(tmp_path / "source")
     with pytest.raises(UserError, match="no split 'val'; it has train"):
         convert_ddad(source, tmp_path / "out", split="val")
     with pytest.raises(UserError, match="has no scene scene_99; it has scene_00"):
         convert_ddad(source, tmp_path / "out", scenes=["scene_99"])
+    with pytest.raises(UserError, match="clip_frames=9: .* has [0-9]+ samples"):
+        convert_ddad(source, tmp_path / "out", clip_frames=9)
     with pytest.raises(UserError, match="holds 0 files"):
         convert_ddad(tmp_path, tmp_path / "out")
 
