@@ -1,5 +1,6 @@
 """Fixtures for all tests: small clips made by hand, no files."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,11 +33,13 @@ from fsdtrain.data.schema import (
     Rig,
 )
 from fsdtrain.data.video import encode_h264
-from fsdtrain.heads.ego_path import PATH, PATH_VALID, EgoPath
-from fsdtrain.heads.vehicle_segmentation import COVER, FREE, FULLY_VISIBLE, VehicleSegmentation
+from fsdtrain.heads.ego_path import PATH, PATH_VALID
+from fsdtrain.heads.head import Head
+from fsdtrain.heads.vehicle_segmentation import COVER, FREE, FULLY_VISIBLE
+from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
-from fsdtrain.settings import TrainingSettings
+from fsdtrain.settings import ModelSettings, TrainingSettings, instantiate, read_settings
 
 MakeClip = Callable[..., Clip]
 MakeBatch = Callable[..., ClipBatch]
@@ -86,26 +89,35 @@ def make_training() -> MakeTraining:
     return _make_training
 
 
+@functools.cache
+def _smallest_model() -> ModelSettings:
+    config = compose_config(
+        "fit",
+        [
+            "run_dir=.", f"model.image_size={list(IMAGE_SIZE)}",
+            *(f"model.grid.{name}={getattr(GRID, name)}" for name in GRID.__dataclass_fields__),
+            "model.network.stage_channels=[8,8]", "model.network.stage_blocks=[1,1]",
+            "model.network.lift_channels=8", "model.network.lift_heights_m=[0.2,1.6]",
+            "model.network.encoder_channels=[8,8]", "model.network.encoder_blocks=[1,1]",
+            f"model.heads.path.num_steps={PATH_STEPS}", "model.heads.path.report_s=1.0",
+            "model.heads.path.channels=4", "model.heads.path.hidden=8",
+        ],
+    )  # fmt: skip
+    return read_settings(config).model
+
+
 def _make_network(*, seed: int = 0, ops: OpTable | None = None) -> HydraBev:
     torch.manual_seed(seed)
-    return HydraBev(
+    model = _smallest_model()
+    heads = {name: instantiate(model.heads[name], Head, grid=GRID) for name in ("vehicle", "path")}
+    return instantiate(
+        model.network,
+        HydraBev,
         grid=GRID,
         image_size=IMAGE_SIZE,
-        heads={
-            "vehicle": VehicleSegmentation(
-                in_channels=8, grid=GRID, positive_weight=2.0, dice_weight=1.0, loss_weight=1.0,
-                min_visibility_percent=1,
-            ),
-            "path": EgoPath(
-                in_channels=8, grid=GRID, num_modes=2, num_steps=PATH_STEPS, step_s=0.5,
-                report_s=1.0, channels=4, hidden=8, loss_weight=0.1,
-            ),
-        },
+        heads=heads,
         ops=OpTable() if ops is None else ops,
-        stem_stride=2, stage_channels=(8, 8), stage_blocks=(1, 1), lift_channels=8,
-        lift_heights_m=(0.2, 1.6), max_views=2, has_memory=True, memory_kernel=3,
-        encoder_channels=(8, 8), encoder_blocks=(1, 1), encode_all_frames=True,
-    )  # fmt: skip
+    )
 
 
 def _make_batch(
