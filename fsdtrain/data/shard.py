@@ -8,12 +8,10 @@ bounded, has an expected length (a short body is an error, never an end) and a C
     <name>.tar.index.json   written last: without it the shard was not finished
 """
 
-import io
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +21,7 @@ import msgspec
 import webdataset
 
 from fsdtrain.data import store
+from fsdtrain.data.atomic import PartialFile, naming_path, write_atomically
 from fsdtrain.data.schema import (
     CAMERA_NAME_PATTERN,
     CLIP_ID_PATTERN,
@@ -68,39 +67,6 @@ def expected_members(clip_id: str, cameras: Sequence[str]) -> list[str]:
     return names + [video_member(clip_id, camera) for camera in cameras]
 
 
-class _PartialFile:
-    """The file under a tar being written, which `discard` turns into a sink.
-
-    tarfile's stream flushes its buffer whenever it is closed, even by the garbage collector: after
-    a fault those late writes must go nowhere.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Unbuffered: a full disk shows at once, and closing has nothing left to write.
-        self._file: io.FileIO | None = path.open("wb", buffering=0)
-
-    def write(self, data: bytes) -> None:
-        """Append all of `data`; a raw file may take it in pieces."""
-        rest = memoryview(data)
-        while rest and self._file is not None:
-            rest = rest[self._file.write(rest) :]
-
-    def finish(self) -> int:
-        """Force everything to the disk and close; returns the size in bytes."""
-        assert self._file is not None
-        with self._file as file:
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def discard(self) -> None:
-        """Close and delete; later writes are swallowed."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        self._path.unlink(missing_ok=True)
-
-
 class ShardWriter:
     """Context manager that writes one shard; an exception inside leaves neither tar nor index.
 
@@ -114,9 +80,9 @@ class ShardWriter:
         self._clips: list[IndexClip] = []
 
     def __enter__(self) -> "ShardWriter":
-        with _naming_path(self._path):
+        with naming_path(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _PartialFile(self._partial)
+            self._file = PartialFile(self._partial)
         self._tar = webdataset.TarWriter(
             self._file,
             user="",
@@ -152,7 +118,7 @@ class ShardWriter:
                 )
         if sum(map(len, bodies)) > MAX_CLIP_BYTES // 2:
             raise DataError(f"{self._path}: clip {clip_id!r} is larger than {MAX_CLIP_BYTES // 2}")
-        with _naming_path(self._path):
+        with naming_path(self._path):
             members = [
                 self._write_member(name, body) for name, body in zip(names, bodies, strict=True)
             ]
@@ -187,7 +153,7 @@ class ShardWriter:
             self._abort()
             return
         try:
-            with _naming_path(self._path):
+            with naming_path(self._path):
                 self._finish()
         except BaseException:
             self._abort()
@@ -212,39 +178,10 @@ class ShardWriter:
         index_path.unlink(missing_ok=True)
         self._partial.replace(self._path)
         try:
-            _write_atomically(index_path, encode_json(index))
+            write_atomically(index_path, encode_json(index))
         except BaseException:
             self._path.unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def _naming_path(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space, mend the "
-            "permissions or choose another folder"
-        ) from error
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes both renames durable
-    finally:
-        os.close(folder)
 
 
 def write_shards(

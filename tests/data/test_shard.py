@@ -377,7 +377,7 @@ def test_no_room_for_the_index_leaves_no_tar(clips, tmp_path, monkeypatch):
     def fail(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_module, "_write_atomically", fail)
+    monkeypatch.setattr(shard_module, "write_atomically", fail)
     with pytest.raises(UserError, match="No space left"):
         write_shards(clips[:1], tmp_path, prefix="s", clips_per_shard=8)
     assert os.listdir(tmp_path) == []
@@ -391,7 +391,7 @@ def test_an_old_index_never_vouches_for_a_new_tar(clips, tmp_path, monkeypatch):
     def fail(path, data):
         raise KeyboardInterrupt  # killed between the two renames
 
-    monkeypatch.setattr(shard_module, "_write_atomically", fail)
+    monkeypatch.setattr(shard_module, "write_atomically", fail)
     monkeypatch.setattr(type(path), "unlink", keep_tar(type(path).unlink))
     with pytest.raises(KeyboardInterrupt), ShardWriter(path) as writer:
         writer.write(clips[1])
