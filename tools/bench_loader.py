@@ -4,7 +4,8 @@
 
 Without --shards it makes clips of moving noise. Rows are measured in turn, round by round, because
 a machine's speed drifts; the figures are medians with their range. Decode only means: the same
-streams from memory, one process per worker, one thread each, frames thrown away.
+streams from memory to RGB at the training resolution, one process per worker, one thread each,
+frames thrown away.
 """
 
 import argparse
