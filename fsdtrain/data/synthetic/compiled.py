@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """`function` as a numba kernel without the GIL; division by zero gives inf or NaN, as in numpy."""
+    """`function` as a numba kernel without the GIL; division by zero gives inf or NaN."""
     return _compile(function, forceinline=False)
 
 
@@ -23,9 +23,12 @@ def inlined(function: Function) -> Function:
 
 
 def _compile(function: Function, *, forceinline: bool) -> Function:
-    options = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
+    def compile_with(*, cache: bool) -> object:
+        jit = numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=forceinline)
+        return jit(function)
+
     try:
-        fast = numba.njit(cache=True, **options)(function)
+        fast = compile_with(cache=True)
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        fast = numba.njit(**options)(function)
-    return cast(Function, fast)  # numba has no types; its dispatcher is called like the function
+        fast = compile_with(cache=False)
+    return cast(Function, fast)  # a dispatcher is called like the function it was made of

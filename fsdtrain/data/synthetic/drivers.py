@@ -1,5 +1,6 @@
 """Fill the lanes of a scene with drivers, the ego among them, and let them drive."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,9 @@ def place_drivers(
     rng: np.random.Generator, roads: tuple[Road, ...], space: Space, *, interval_s: float
 ) -> Motion:
     """Admit all lane traffic that stays clear; return the motion of the ego's rear axle."""
-    is_jam = bool(rng.random() < 0.12)
+    is_jam = bool(rng.random() < 0.08)
     mean_gap_m = 5.0 if is_jam else float(np.exp(rng.uniform(np.log(9.0), np.log(45.0))))
-    fastest_mps = rng.uniform(1.0, 3.0) if is_jam else rng.uniform(6.0, 14.0)
+    fastest_mps = rng.uniform(1.0, 3.0) if is_jam else rng.uniform(7.5, 15.0)
     ego = _draw_ego(rng, roads[0], fastest_mps)
     drivers, models = [ego], []
     for road in range(len(roads)):
@@ -59,13 +60,13 @@ def _draw_ego(rng: np.random.Generator, road: Road, fastest_mps: float) -> Drive
         weave_length_m=rng.uniform(30.0, 70.0),
         weave_phase_rad=rng.uniform(-np.pi, np.pi),
     )
-    return replace(ego, speed_mps=_settled_speed(ego, road) * rng.uniform(0.55, 1.1))
+    return replace(ego, speed_mps=_settled_speed(ego, road) * rng.uniform(0.6, 1.1))
 
 
 def _settled_speed(driver: Driver, road: Road) -> float:
     """What it would drive here with nobody ahead."""
-    _, _, curvature = road.centerline.at(np.array(driver.s_m))
-    return float(min(driver.desired_mps, np.sqrt(LATERAL_MPS2 / max(abs(curvature), 1e-3))))
+    bend = abs(float(road.centerline.at(np.array(driver.s_m))[2]))
+    return min(driver.desired_mps, math.sqrt(LATERAL_MPS2 / max(bend, 1e-3)))
 
 
 def _is_beside(driver: Driver, ego: Driver) -> bool:
@@ -90,7 +91,7 @@ def _fill_lane(
         s, end = begin + 1.5, begin + LANE_REACH_M
         mean_gap_m *= 1.5
     s += rng.exponential(mean_gap_m)
-    found = []
+    found: list[tuple[Driver, Model]] = []
     while True:
         model = draw_vehicle(rng)
         length, width, _ = model.size_m

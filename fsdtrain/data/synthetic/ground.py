@@ -110,7 +110,7 @@ def classify_points(
     points: Array,
     kinds: NDArray[np.int32],
 ) -> None:
-    """kinds [P] of world points [P, 2]."""
+    """Kinds [P] of world points [P, 2]."""
     places = np.empty((len(roads), 4))
     for p in range(len(points)):
         kinds[p] = find_surface(

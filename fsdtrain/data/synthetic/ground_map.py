@@ -204,7 +204,7 @@ def _find_nearest(
     distance: NDArray[np.float32],
     nearest: NDArray[np.int16],
 ) -> None:
-    """nearest [G, G]: index of the sample closest to each cell's centre, if within reach."""
+    """Nearest [G, G]: index of the sample closest to each cell's centre, if within reach."""
     cells = nearest.shape[0]
     distance[:] = reach_m * reach_m
     for index in range(len(samples)):

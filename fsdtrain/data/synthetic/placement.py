@@ -114,7 +114,7 @@ def place_pedestrians(
     """People on sidewalks and verges, most of them walking along the road, some across."""
     times_K = np.arange(space.num_moments) * interval_s
     for _ in range(int(rng.integers(0, 9))):
-        road = roads[rng.integers(len(roads))]
+        road = roads[int(rng.integers(len(roads)))]
         side = int(rng.choice([-1, 1]))
         near = road.begin_s_m if road.begin_s_m > 0.0 else road.centerline.length_m / 2
         s = near + rng.uniform(-4.0 if road.begin_s_m > 0.0 else -25.0, 28.0)

@@ -179,7 +179,7 @@ def _aim(camera: CameraCalibration, ego_to_world: Array, samples: int) -> tuple[
 
 @cache
 def _tone_curve() -> NDArray[np.float32]:
-    """[TONE_STEPS] display value 0..255 of linear light 0..TONE_RANGE: shoulder, gamma, contrast."""
+    """[TONE_STEPS] display value 0..255 of light 0..TONE_RANGE: shoulder, gamma, contrast."""
     light = np.linspace(0, TONE_RANGE, TONE_STEPS)
     shoulder = (1 - np.exp(-1.35 * light)) / (1 - np.exp(-1.35 * TONE_RANGE))
     display = shoulder ** (1 / 2.2)

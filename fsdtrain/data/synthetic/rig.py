@@ -112,7 +112,7 @@ def _look(*, yaw: float, pitch_down: float, roll: float) -> Array:
     turn = np.array([[cos_y, -sin_y, 0.0], [sin_y, cos_y, 0.0], [0.0, 0.0, 1.0]])
     tilt = np.array([[cos_p, 0.0, sin_p], [0.0, 1.0, 0.0], [-sin_p, 0.0, cos_p]])
     about_axis = np.array([[cos_r, -sin_r, 0.0], [sin_r, cos_r, 0.0], [0.0, 0.0, 1.0]])
-    return turn @ tilt @ level @ about_axis
+    return np.asarray(turn @ tilt @ level @ about_axis)
 
 
 def ego_pose(x: float, y: float, yaw: float) -> Pose:

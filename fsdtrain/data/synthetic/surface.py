@@ -79,10 +79,10 @@ def shade_solids(
             open_sky *= min(1.0, 0.65 + 0.5 * (hit[2] + solid["z"]))
             length = np.sqrt(rx * rx + ry * ry + rz * rz)
             mirrored = (rz - 2 * (rx * nx + ry * ny + rz * normal[2]) * normal[2]) / length
-            # Surfaces seen at a flat angle mirror more (Schlick); below the horizon lies the ground.
+            # A flat angle mirrors more (Schlick); below the horizon it mirrors the ground.
             along = -(rx * nx + ry * ny + rz * normal[2]) / length
             level = 0.35 + 0.65 * min(max(4.0 * mirrored, 0.0), 1.0)
-            level *= 1.0 + 3.0 * (1.0 - min(max(along, 0.0), 1.0)) ** 4
+            level *= 1.0 + 1.5 * (1.0 - min(max(along, 0.0), 1.0)) ** 4
             haze = 1.0 - np.exp(-t * length * lighting[4, 0])
             for c in range(3):
                 lit = color[c] * (lighting[1, c] * sun + lighting[2, c] * open_sky)
@@ -95,7 +95,7 @@ def shade_solids(
 def _find_normal(solid: np.void, entered: int, hit: Array, normal: Array) -> None:
     """The outward unit normal in the solid's own axes."""
     normal[:] = 0.0
-    if entered == TOP or entered == BOTTOM:
+    if entered in (TOP, BOTTOM):
         normal[2] = 1.0 if entered == TOP else -1.0
         return
     height = solid["height"]
@@ -134,7 +134,7 @@ def _paint_surface(
     _set(color, solid["red"], solid["green"], solid["blue"])
     if material == PAINT:
         return _paint_body(solid, entered, hit, color)
-    if material == CABIN or material == VAN_CABIN:
+    if material in (CABIN, VAN_CABIN):
         return _paint_cabin(solid, entered, hit, material == VAN_CABIN, color)
     if material == COACH:
         return _paint_coach(solid, entered, hit, color)
@@ -177,13 +177,13 @@ def _paint_wheel(solid: np.void, hit: Array, color: Array) -> bool:
 
 @inlined
 def _paint_body(solid: np.void, entered: int, hit: Array, color: Array) -> float:
-    if entered == LEFT or entered == RIGHT:
+    if entered in (LEFT, RIGHT):
         if _paint_wheel(solid, hit, color):
             return 0.0
         if hit[2] < solid["sill"] + 0.09:
             return _set(color, 0.03, 0.03, 0.03)
         return 0.10
-    if entered == TOP or entered == BOTTOM:
+    if entered in (TOP, BOTTOM):
         return 0.22
     if hit[2] < solid["sill"] + 0.06:
         return _set(color, 0.012, 0.012, 0.013)
@@ -217,7 +217,7 @@ def _paint_cabin(solid: np.void, entered: int, hit: Array, is_van: bool, color: 
     if not 0.10 < high < 0.88:
         return 0.08
     lean = (solid["side_high"] - solid["side_low"]) * high
-    if entered == FRONT or entered == REAR:
+    if entered in (FRONT, REAR):
         if abs(hit[1]) / (solid["side_low"] + lean) < 0.88 and not (is_van and entered == REAR):
             return _glass(color)
         return 0.08
@@ -237,7 +237,7 @@ def _paint_coach(solid: np.void, entered: int, hit: Array, color: Array) -> floa
         return 0.1
     high = hit[2] / solid["height"]
     out = abs(hit[1]) / solid["side_low"]
-    if entered == LEFT or entered == RIGHT:
+    if entered in (LEFT, RIGHT):
         if _paint_wheel(solid, hit, color):
             return 0.0
         if 0.42 < high < 0.8 and (hit[0] / 1.5) % 1.0 > 0.08:
@@ -263,7 +263,7 @@ def _paint_facade(
 ) -> float:
     if entered == TOP:
         return _set(color, 0.6 * color[0], 0.6 * color[1], 0.6 * color[2])
-    along = hit[1] if entered == FRONT or entered == REAR else hit[0]
+    along = hit[1] if entered in (FRONT, REAR) else hit[0]
     floor, column = hit[2] / FLOOR_M, along / WINDOW_M
     rise, aside = floor - np.floor(floor), column - np.floor(column)
     is_shop = hit[2] < FLOOR_M and solid["variation"] > 0.5

@@ -18,7 +18,7 @@ COMFORT_BRAKE_MPS2 = 2.2
 HARDEST_BRAKE_MPS2 = 6.0
 HEADWAY_S = 1.1
 STANDSTILL_GAP_M = 2.5
-LATERAL_MPS2 = 2.4  # sideways acceleration that a driver accepts in a bend
+LATERAL_MPS2 = 2.8  # sideways acceleration that a driver accepts in a bend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,11 @@ def _simulate(
     has_leader_D = leader_D >= 0
 
     def curvature(q: Array) -> Array:
-        index = np.clip(direction_D * q / SPACING_M, 0, longest - 1).astype(np.int64)
-        return np.asarray(curvature_RS[road_D, index])
+        place = np.clip(direction_D * q / SPACING_M, 0, longest - 1.000001)
+        low = place.astype(np.int64)
+        part = place - low
+        ends = curvature_RS[road_D, low], curvature_RS[road_D, low + 1]
+        return np.asarray((1 - part) * ends[0] + part * ends[1])
 
     progress, rate = [], []
     for _ in range(num_moments):
@@ -113,7 +116,8 @@ def _simulate(
         progress.append(direction_D * q_D)
         rate.append(direction_D * v_D / scale_D)
         next_D = np.maximum(v_D + gain_D * interval_s, 0.0)
-        q_D = q_D + (v_D + next_D) / 2 * interval_s / scale_D
+        step_D = (v_D + next_D) / 2 * interval_s
+        q_D = q_D + step_D / (1 - curvature(q_D + step_D / scale_D / 2) * offset_D)
         v_D = next_D
     return np.array(progress), np.array(rate)
 

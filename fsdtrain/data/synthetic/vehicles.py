@@ -125,7 +125,7 @@ def _car(rng: np.random.Generator) -> Model:
     cabin = make_frustum(
         low=(rear_low * length, front_low * length),
         high=(rear_high * length, front_high * length),
-        sides=(width / 2 * 0.95, width / 2 * 0.76),
+        sides=(width / 2 * 0.965, width / 2 * 0.76),
         base_m=belt,
         height_m=height - belt,
         material=CABIN,
@@ -151,7 +151,7 @@ def _van(rng: np.random.Generator) -> Model:
     upper = make_frustum(
         low=(-half, half * 0.80),
         high=(-half * 0.98, half * 0.45),
-        sides=(width / 2 * 0.98, width / 2 * 0.88),
+        sides=(width / 2 * 0.998, width / 2 * 0.88),
         base_m=belt,
         height_m=height - belt,
         material=VAN_CABIN if rng.random() < 0.7 else CABIN,
