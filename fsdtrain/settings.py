@@ -6,16 +6,22 @@ backend does with its own options: those are validated by the class that takes t
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import msgspec
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fsdtrain.errors import UserError
 
 Class = TypeVar("Class")
+
+
+def _require(is_right: bool, field: str, value: object, allowed: str) -> None:
+    if not is_right:
+        raise ValueError(f"{field}={value}: must be {allowed}")
 
 
 class GridSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +63,19 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_bad_clips: int  # corrupt clips that are skipped, counted and logged before giving up
     augmentation: dict[str, Any] | None
 
+    def __post_init__(self) -> None:
+        for name, minimum in (
+            ("frame_stride", 1), ("batch_size", 1), ("num_workers", 0), ("max_bad_clips", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            _require(value >= minimum, f"data.{name}", value, f"at least {minimum}")
+        for name in ("crop_top", "crop_bottom"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"data.{name}", value, "at least 0, below 1")
+        if not self.crop_top + self.crop_bottom < 1:
+            raise ValueError("data.crop_top and data.crop_bottom together must leave some image")
+        _require(self.cameras != (), "data.cameras", "[]", "names of cameras, or null for all")
+
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Optimiser, schedule and what happens around the steps."""
@@ -76,18 +95,27 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     early_stop_patience: int | None  # validations without improvement
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"training.max_steps={self.max_steps}: must be at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"training.learning_rate={self.learning_rate}: must be positive")
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(
-                f"training.warmup_fraction={self.warmup_fraction}: must be at least 0, below 1"
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(
-                f"training.ema_decay={self.ema_decay}: must lie between 0 and 1, or null"
-            )
+        for name in ("max_steps", "accumulate_batches", "validate_every_steps", "log_every_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"training.{name}", value, "at least 1")
+        rate, decay, share = self.learning_rate, self.weight_decay, self.warmup_fraction
+        clip, average, patience = self.gradient_clip_norm, self.ema_decay, self.early_stop_patience
+        _require(0 < rate < float("inf"), "training.learning_rate", rate, "positive")
+        _require(decay >= 0, "training.weight_decay", decay, "at least 0")
+        _require(0 <= share < 1, "training.warmup_fraction", share, "at least 0, below 1")
+        _require(clip is None or clip > 0, "training.gradient_clip_norm", clip, "positive, or null")
+        _require(
+            average is None or 0 < average < 1,
+            "training.ema_decay",
+            average,
+            "between 0 and 1, or null",
+        )
+        _require(
+            patience is None or patience >= 1,
+            "training.early_stop_patience",
+            patience,
+            "at least 1, or null",
+        )
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +126,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     grid: GridSettings
     network: dict[str, Any]  # _target_ and its options
     heads: dict[str, dict[str, Any]]  # name -> _target_ and its options
+
+    def __post_init__(self) -> None:
+        size = list(self.image_size)
+        _require(min(size) >= 1, "model.image_size", size, "[rows, columns] of at least 1")
+        _require(self.num_frames >= 1, "model.num_frames", self.num_frames, "at least 1")
+        _require(bool(self.heads), "model.heads", "{}", "at least one head")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +148,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     num_report_clips: int
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0, below 2**32")
+        clips = self.num_report_clips
+        _require(clips >= 0, "num_report_clips", clips, "at least 0")
         if self.data.source == "shards" and not (self.data.train and self.data.val):
             raise ValueError(
                 "data=shards needs data.train=<folder or shard> and data.val=<folder or shard>"
@@ -122,7 +159,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("data.source=synthetic needs data.fleet")
         if self.ckpt_path is not None and self.resume is not None:
             raise ValueError("give either ckpt_path=<file> or resume=last, not both")
-        if "name" not in self.backend:
+        if not isinstance(self.backend.get("name"), str):
             raise ValueError("backend.name is missing: choose one with backend=<name>")
 
     @property
@@ -133,10 +170,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""
-    missing = OmegaConf.missing_keys(config)
+    try:
+        missing = OmegaConf.missing_keys(config)
+        plain = None if missing else OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     if missing:
         raise UserError(f"a value is needed for {', '.join(sorted(missing))}")
-    plain = OmegaConf.to_container(config, resolve=True)
     try:
         return msgspec.convert(plain, Settings, dec_hook=_decode_path)
     except (msgspec.ValidationError, ValueError) as error:
@@ -161,14 +201,41 @@ def instantiate(options: Mapping[str, Any], kind: type[Class], **given: object) 
     target = arguments.pop("_target_", None)
     if not isinstance(target, str):
         raise UserError(f"_target_ is missing in {dict(options)}: name a {kind.__name__} class")
-    try:
-        found = get_class(target)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"_target_={target}: no such class ({error})") from error
+    found = _find_class(target)
     if not issubclass(found, kind):
         raise UserError(f"_target_={target} is not a {kind.__module__}.{kind.__name__}")
     try:
         inspect.signature(found).bind(**arguments, **given)
     except TypeError as error:
         raise UserError(f"{target}: {error}; it takes {inspect.signature(found)}") from error
-    return found(**arguments, **given)
+    plain = {name: _convert(found, name, value) for name, value in arguments.items()}
+    try:
+        return found(**plain, **given)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{target}: {error}") from error
+
+
+def _find_class(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    if not (module and all(part.isidentifier() for part in target.split("."))):
+        raise UserError(f"_target_={target}: no such class; write package.module.Class")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={target}: no such class ({error})") from error
+    if not isinstance(found, type):
+        raise UserError(f"_target_={target} is not a class")
+    return found
+
+
+def _convert(found: type, name: str, value: object) -> object:
+    """An option as its annotation says it is; one that is not annotated stays as it is."""
+    annotation = get_type_hints(found.__init__).get(name, Any)  # type: ignore[misc]  # of a class
+    try:
+        return msgspec.convert(value, annotation)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{found.__module__}.{found.__qualname__}: {name}={value!r}: {error}"
+        ) from error
