@@ -89,8 +89,8 @@ def validate(settings: Settings, *, config_yaml: str) -> Results:
 
     backend = load_backend(settings.backend["name"], settings.backend_options)
     check_checkpoint(settings.ckpt_path)  # before the data are made, which takes longer
-    train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
+    train, val = find_data(settings.data)
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
     module = DrivingModule(step, settings.training)

@@ -39,8 +39,8 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
 
     backend = load_backend(settings.backend["name"], settings.backend_options)
     ckpt_path, first_step = _resume(settings)
-    train, val = find_data(settings.data)
     network = build_network(settings.model, backend.op_table())
+    train, val = find_data(settings.data)
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
     module = DrivingModule(step, settings.training)
