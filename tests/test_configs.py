@@ -1,0 +1,156 @@
+"""Every shipped YAML is composed, read and bound to what it names; a new knob breaks a list."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from fsdtrain.backend import installed_backends
+from fsdtrain.data.augment import Augmentation
+from fsdtrain.data.synthetic.fleet import SyntheticFleet
+from fsdtrain.hydra_app import compose_config
+from fsdtrain.paths import config_dir
+from fsdtrain.settings import Settings, _find_class, read_settings
+
+COMMANDS = ("fit", "validate")
+GROUPS = ("backend", "data", "experiment", "model", "training")
+FILES = sorted(config_dir().rglob("*.yaml"))
+OPTIONS = [(path.parent.name, path.stem) for path in FILES if path.parent.name in GROUPS]
+# What `build_network` adds to the options of the config.
+GIVEN = {"network": ("grid", "image_size", "heads", "ops"), "heads": ("grid",)}
+
+# Adding a knob is a decision: it has a default that works, one owner and a comment with its unit.
+KNOBS = {
+    "": "ckpt_path num_report_clips resume run_dir seed",
+    "backend": "devices name precision",
+    "data": (
+        "augmentation batch_size cameras crop_bottom crop_top fleet frame_stride "
+        "max_bad_clips num_workers source train val"
+    ),
+    "model": "heads image_size network num_frames",
+    "model.grid": "cell_m x_max_m x_min_m y_max_m y_min_m",
+    "training": (
+        "accumulate_batches early_stop_patience ema_decay gradient_clip_norm "
+        "learning_rate log_every_steps max_steps monitor monitor_mode schedule "
+        "validate_every_steps warmup_fraction weight_decay"
+    ),
+}
+# Options of classes: whoever owns the class owns them.
+LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.network")
+
+
+def compose(command: str, *overrides: str) -> DictConfig:
+    """Composed, with a word in the place of what the user has to give."""
+    config = compose_config(command, ["run_dir=.", *overrides])
+    if config.data.source == "shards":
+        config.data.train = config.data.val = "given"
+    return config
+
+
+def test_every_file_belongs_to_a_group_that_is_tested() -> None:
+    others = {str(path.relative_to(config_dir())) for path in FILES} - {
+        f"{group}/{option}.yaml" for group, option in OPTIONS
+    }
+    # These four are composed with every one of the others.
+    assert others == {
+        "fit.yaml",
+        "validate.yaml",
+        "run.yaml",
+        "hydra/hydra_logging/fsdtrain.yaml",
+        "hydra/job_logging/fsdtrain.yaml",
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_reads(group: str, option: str, command: str) -> None:
+    settings = read_settings(compose(command, f"{group}={option}"))
+    assert isinstance(settings, Settings)
+
+
+@pytest.mark.parametrize("option", [name for group, name in OPTIONS if group == "experiment"])
+def test_an_experiment_changes_something_and_adds_no_knob(option: str) -> None:
+    plain, changed = compose("fit"), compose("fit", f"experiment={option}")
+    assert changed != plain
+    assert set(knobs(changed)) == set(knobs(plain))
+
+
+def classes(config: DictConfig) -> Iterator[tuple[str, type, dict[str, Any], tuple[str, ...]]]:
+    """(where, class, options in the config, options that the code adds) of every `_target_`."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    places = {
+        "network": plain["model"]["network"],
+        "fleet": plain["data"]["fleet"],
+        "augmentation": plain["data"]["augmentation"],
+        **{f"heads.{name}": options for name, options in plain["model"]["heads"].items()},
+    }
+    for where, options in places.items():
+        if options is not None:
+            arguments = dict(options)
+            found = _find_class(arguments.pop("_target_"))
+            yield where, found, arguments, GIVEN.get(where.partition(".")[0], ())
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_named_classes_take_their_options(group: str, option: str) -> None:
+    for where, found, options, given in classes(compose("fit", f"{group}={option}")):
+        try:
+            inspect.signature(found).bind(**options, **dict.fromkeys(given))
+        except TypeError as error:
+            pytest.fail(f"{where}: {found.__qualname__}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("knob", "kind"), [("fleet", SyntheticFleet), ("augmentation", Augmentation)]
+)
+def test_all_options_of_the_data_can_be_seen_and_are_the_defaults(knob: str, kind: Any) -> None:
+    """Hydra overrides what stands in the YAML; the class's own defaults serve its other users."""
+    options = dict(compose("fit").data[knob])
+    assert options.pop("_target_") == f"{kind.__module__}.{kind.__qualname__}"
+    assert options == dataclasses.asdict(kind())
+
+
+@pytest.mark.parametrize("name", list(installed_backends()))
+def test_a_backends_group_names_its_options(name: str) -> None:
+    entry = installed_backends()[name]
+    assert entry.backend_class is not None
+    options: Any = OmegaConf.to_container(compose("fit", f"backend={name}").backend)
+    assert options.pop("name") == name
+    signature = inspect.signature(entry.backend_class)
+    signature.bind(**options)
+    assert set(options) == set(signature.parameters), "every option stands in the YAML"
+
+
+def knobs(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in node:
+        path = f"{prefix}{name!s}"
+        value = None if path == "run_dir" else node[name]
+        if isinstance(value, DictConfig) and path not in LEAVES:
+            yield from knobs(value, f"{path}.")
+        else:
+            yield path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_new_knob_breaks_this_list(command: str) -> None:
+    found: dict[str, list[str]] = {}
+    for knob in sorted(knobs(compose(command))):
+        group, _, name = knob.rpartition(".")
+        found.setdefault(group, []).append(name)
+    assert {group: " ".join(names) for group, names in found.items()} == KNOBS
+
+
+def test_the_configs_are_those_of_this_checkout() -> None:
+    assert config_dir() == Path(__file__).resolve().parent.parent / "configs"
+
+
+def test_presets_are_ordered_by_size() -> None:
+    def width(option: str) -> int:
+        channels: Any = compose("fit", f"model={option}").model.network.stage_channels
+        return sum(channels)
+
+    assert width("tiny") < width("small") < width("base")
