@@ -121,6 +121,7 @@ def classify_points(
 @compiled
 def shade_ground(
     view: Array,
+    samples_per_pixel: int,
     depth: NDArray[np.float32],
     solid_index: NDArray[np.int32],
     roads: Table,
@@ -135,10 +136,11 @@ def shade_ground(
     lighting: Array,
     rgb: NDArray[np.float32],
 ) -> None:
-    """Colour the samples that show ground.
+    """Colour the samples that show ground; a pixel that sees one kind of surface is coloured once.
 
     Args:
         view: see `raycast.cast_rays`.
+        samples_per_pixel: in each direction; divides V and U.
         depth: [V, U] from `cast_rays`.
         solid_index: [V, U] from `cast_rays`; only samples with -1 and finite depth are coloured.
         roads: [R] table of dtype ROAD.
@@ -154,51 +156,111 @@ def shade_ground(
         rgb: [V, U, 3] out, linear light.
     """
     rows, columns = depth.shape
-    places = np.empty((len(roads), 4))
-    color = np.empty(3)
-    marked = np.empty(3)
+    grid = samples_per_pixel
+    places, color, lit = np.empty((len(roads), 4)), np.empty(3), np.empty(3)
     right, down = view[2], view[3]
     sample_angle = np.sqrt(right[0] ** 2 + right[1] ** 2 + right[2] ** 2)
-    for v in range(rows):
-        for u in range(columns):
+    for top in range(0, rows, grid):
+        for left in range(0, columns, grid):
+            is_uniform = _is_uniform(
+                view, depth, solid_index, top, left, grid,
+                roads, samples, nearest, areas, extents, places,
+            )  # fmt: skip
+            step = grid if is_uniform else 1
+            for v in range(top, top + grid, step):
+                for u in range(left, left + grid, step):
+                    if solid_index[v, u] >= 0 or not depth[v, u] < FAR_M:
+                        continue
+                    at_u, at_v = u + 0.5 * step, v + 0.5 * step
+                    rx = view[1, 0] + at_u * right[0] + at_v * down[0]
+                    ry = view[1, 1] + at_u * right[1] + at_v * down[1]
+                    rz = view[1, 2] + at_u * right[2] + at_v * down[2]
+                    t = -view[0, 2] / rz
+                    x, y = view[0, 0] + t * rx, view[0, 1] + t * ry
+                    distance = t * np.sqrt(rx * rx + ry * ry + rz * rz)
+                    wide = step * t * sample_angle
+                    _color_point(
+                        x, y, rx, ry, wide, wide * distance / view[0, 2],
+                        roads, lines, samples, nearest, areas, colors, noise, extents,
+                        places, color,
+                    )  # fmt: skip
+                    _light_sample(x, y, extents, light, lighting, color, lit)
+                    haze = 1.0 - np.exp(-distance * lighting[4, 0])
+                    for c in range(3):
+                        shown = lit[c] + haze * (lighting[3, c] - lit[c])
+                        for a in range(step):
+                            for b in range(step):
+                                rgb[v + a, u + b, c] = shown
+
+
+@inlined
+def _is_uniform(
+    view: Array,
+    depth: NDArray[np.float32],
+    solid_index: NDArray[np.int32],
+    top: int,
+    left: int,
+    grid: int,
+    roads: Table,
+    samples: NDArray[np.float32],
+    nearest: NDArray[np.int16],
+    areas: Table,
+    extents: Array,
+    places: Array,
+) -> bool:
+    """Whether all samples of a pixel show the same kind of surface of the same road or lot."""
+    first_kind, first_owner = -1, -1
+    for v in range(top, top + grid):
+        for u in range(left, left + grid):
             t = float(depth[v, u])
             if solid_index[v, u] >= 0 or not t < FAR_M:
-                continue
-            rx = view[1, 0] + (u + 0.5) * right[0] + (v + 0.5) * down[0]
-            ry = view[1, 1] + (u + 0.5) * right[1] + (v + 0.5) * down[1]
-            rz = view[1, 2] + (u + 0.5) * right[2] + (v + 0.5) * down[2]
-            x, y = view[0, 0] + t * rx, view[0, 1] + t * ry
-            flat = np.sqrt(rx * rx + ry * ry) + 1e-9
-            wide = t * sample_angle
-            long = wide * np.sqrt(rx * rx + ry * ry + rz * rz) / (-rz + 1e-9)
-            kind, owner, num_asphalt = find_surface(
+                return False
+            x = view[0, 0] + t * (view[1, 0] + (u + 0.5) * view[2, 0] + (v + 0.5) * view[3, 0])
+            y = view[0, 1] + t * (view[1, 1] + (u + 0.5) * view[2, 1] + (v + 0.5) * view[3, 1])
+            kind, owner, _ = find_surface(
                 roads, samples, nearest, areas, extents[0], extents[1], x, y, places
             )
-            broad = _sample_noise(noise, x * 1.7, y * 1.7)
-            fine = _sample_noise(noise, x * 14.0, y * 14.0) if long < 0.5 else 0.0
-            _base_color(kind, owner, roads, areas, colors, broad, fine, color)
-            if kind == ASPHALT_KIND:
-                _add_crossings(areas, x, y, rx / flat, ry / flat, wide, long, colors, color)
-                if num_asphalt == 1:
-                    _add_lines(
-                        roads,
-                        lines,
-                        owner,
-                        places,
-                        rx / flat,
-                        ry / flat,
-                        wide,
-                        long,
-                        0.85 + 0.15 * fine,
-                        color,
-                    )
-            elif kind == LOT_KIND:
-                _add_stalls(areas[owner], x, y, wide + 0.5 * long, colors, color)
-            _light_sample(x, y, extents, light, lighting, color, marked)
-            distance = t * np.sqrt(rx * rx + ry * ry + rz * rz)
-            haze = 1.0 - np.exp(-distance * lighting[4, 0])
-            for c in range(3):
-                rgb[v, u, c] = marked[c] + haze * (lighting[3, c] - marked[c])
+            if first_kind >= 0 and (kind != first_kind or owner != first_owner):
+                return False
+            first_kind, first_owner = kind, owner
+    return True
+
+
+@inlined
+def _color_point(
+    x: float,
+    y: float,
+    rx: float,
+    ry: float,
+    wide: float,
+    long: float,
+    roads: Table,
+    lines: Table,
+    samples: NDArray[np.float32],
+    nearest: NDArray[np.int16],
+    areas: Table,
+    colors: Array,
+    noise: NDArray[np.float32],
+    extents: Array,
+    places: Array,
+    color: Array,
+) -> None:
+    """The ground's own colour, averaged over a patch `wide` across and `long` along the ray."""
+    flat = np.sqrt(rx * rx + ry * ry) + 1e-9
+    look_x, look_y = rx / flat, ry / flat
+    kind, owner, num_asphalt = find_surface(
+        roads, samples, nearest, areas, extents[0], extents[1], x, y, places
+    )
+    broad = _sample_noise(noise, x * 1.7, y * 1.7)
+    fine = _sample_noise(noise, x * 14.0, y * 14.0) if long < 0.5 else 0.0
+    _base_color(kind, owner, roads, areas, colors, broad, fine, color)
+    if kind == ASPHALT_KIND:
+        _add_crossings(areas, x, y, look_x, look_y, wide, long, colors, color)
+        if num_asphalt == 1:
+            wear = 0.85 + 0.15 * fine
+            _add_lines(roads, lines, owner, places, look_x, look_y, wide, long, wear, color)
+    elif kind == LOT_KIND:
+        _add_stalls(areas[owner], x, y, wide + 0.5 * long, colors, color)
 
 
 @inlined

@@ -3,12 +3,13 @@
 Everything leaves in the ego frame of the labelled moment, rounded to what a shard needs (0.01 mm).
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsdtrain.data.geometry import Array, pose_matrix, transform_points, yaw_quaternion
+from fsdtrain.data.geometry import Array, pose_matrix, transform_points
 from fsdtrain.data.schema import Box3d, Lane, LaneKind, Occupancy
 from fsdtrain.data.synthetic.ground import ASPHALT_KIND, KERB_KIND, LOT_KIND, WALK_KIND
 from fsdtrain.data.synthetic.primitives import (
@@ -35,7 +36,7 @@ VOXEL_SHAPE = (48, 48, 5)
 
 def rounded(*values: float) -> tuple[float, ...]:
     """Floats short enough for JSON: 0.01 mm."""
-    return tuple(round(float(value), 5) for value in values)
+    return tuple([round(value, 5) for value in values])
 
 
 def label_boxes(
@@ -49,15 +50,15 @@ def label_boxes(
         visible: [actors] samples covered in all cameras.
         unoccluded: [actors] samples that would be covered with nothing in front.
     """
-    ego_x, ego_y, ego_yaw = scene.ego.pose_K3[moment]
-    cos, sin = np.cos(ego_yaw), np.sin(ego_yaw)
+    ego_x, ego_y, ego_yaw = scene.ego.pose_K3[moment].tolist()
+    cos, sin = math.cos(ego_yaw), math.sin(ego_yaw)
+    shares = (visible / np.maximum(unoccluded, 1)).tolist()
     boxes = []
-    for number, actor in enumerate(scene.actors):
-        x, y, yaw = actor.motion.pose_K3[moment]
-        vx, vy = actor.motion.velocity_K2[moment]
+    for actor, share in zip(scene.actors, shares, strict=True):
+        x, y, yaw = actor.motion.pose_K3[moment].tolist()
+        vx, vy = actor.motion.velocity_K2[moment].tolist()
         dx, dy = x - ego_x, y - ego_y
-        w, _, _, z = yaw_quaternion(float(yaw - ego_yaw))
-        share = visible[number] / unoccluded[number] if unoccluded[number] else 0.0
+        turn = (yaw - ego_yaw) / 2
         length, width, height = actor.model.size_m
         center_x, center_y = rounded(cos * dx + sin * dy, cos * dy - sin * dx)
         speed_x, speed_y = rounded(cos * vx + sin * vy, cos * vy - sin * vx)
@@ -67,9 +68,9 @@ def label_boxes(
                 track_id=actor.track_id,
                 center_m=(center_x, center_y, round(height / 2, 5)),
                 size_m=(round(length, 5), round(width, 5), round(height, 5)),
-                rotation_wxyz=(round(w, 9), 0.0, 0.0, round(z, 9)),
+                rotation_wxyz=(round(math.cos(turn), 9), 0.0, 0.0, round(math.sin(turn), 9)),
                 velocity_mps=(speed_x, speed_y, 0.0),
-                visibility=round(float(share), 4),
+                visibility=round(share, 4),
             )
         )
     return tuple(boxes)

@@ -256,7 +256,8 @@ def _meet_frustum(
     z = oz + enter * rz
     if solid["sill"] > 0.0 and z < solid["sill"]:
         if entered <= REAR:
-            if abs(oy + enter * ry) < 0.6 * solid["side_low"]:
+            # Between the tyres; the one tyre of a two-wheeler is as wide as its frame.
+            if solid["side_low"] > 0.3 and abs(oy + enter * ry) < 0.6 * solid["side_low"]:
                 return -1.0, 0
         else:
             x, radius = ox + enter * rx, solid["wheel_radius"]

@@ -5,7 +5,7 @@ kernels in files of their own; this one knows their order and nothing of shapes 
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,7 @@ class Renderer:
         shade_sky(view, depth, index, FAR_M, noise, self._lighting, self._sky, rgb)
         shade_ground(
             view,
+            self._samples,
             depth,
             index,
             ground.roads,
@@ -162,19 +163,26 @@ class Renderer:
 
 def _aim(camera: CameraCalibration, ego_to_world: Array, samples: int) -> tuple[Array, Array]:
     """`view` and `to_image` of `raycast.cast_rays` for a pinhole camera at one ego pose."""
+    rays, position = _optics(camera, samples)
+    view = np.empty((4, 3))
+    view[0] = ego_to_world[:3, :3] @ position + ego_to_world[:3, 3]
+    view[1:] = (ego_to_world[:3, :3] @ rays).T
+    return view, np.asarray(np.linalg.inv(view[1:].T), dtype=np.float64)
+
+
+@lru_cache(maxsize=64)
+def _optics(camera: CameraCalibration, samples: int) -> tuple[Array, Array]:
+    """Rays [3, 3] in ego axes (columns: image corner, one sample right, one down), position [3]."""
     assert camera.model == "pinhole"
-    pose = ego_to_world @ pose_matrix(camera.camera_to_ego)
     to_ray = np.array(
         [
-            [1 / (camera.fx * samples), 0.0, -camera.cx / camera.fx],
-            [0.0, 1 / (camera.fy * samples), -camera.cy / camera.fy],
-            [0.0, 0.0, 1.0],
+            [-camera.cx / camera.fx, 1 / (camera.fx * samples), 0.0],
+            [-camera.cy / camera.fy, 0.0, 1 / (camera.fy * samples)],
+            [1.0, 0.0, 0.0],
         ]
     )
-    rays = pose[:3, :3] @ to_ray  # columns: right, down, corner
-    view = np.stack([pose[:3, 3], rays[:, 2], rays[:, 0], rays[:, 1]])
-    to_image = np.linalg.inv(np.stack([rays[:, 2], rays[:, 0], rays[:, 1]], axis=1))
-    return view, np.ascontiguousarray(to_image)
+    pose = pose_matrix(camera.camera_to_ego)
+    return pose[:3, :3] @ to_ray, pose[:3, 3]
 
 
 @cache

@@ -4,6 +4,7 @@
 worker process pays for each import.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +116,7 @@ def _track_ego(scene: Scene) -> EgoTrack:
     yaw_rate = np.gradient(scene.ego.pose_K3[:, 2], times_s)
     states = []
     for moment, time_ns in enumerate(scene.times_ns):
-        x, y, yaw = scene.ego.pose_K3[moment]
+        x, y, yaw = scene.ego.pose_K3[moment].tolist()
         pose = ego_pose(x, y, yaw)
         w, _, _, z = pose.rotation_wxyz
         center_x, center_y = rounded(x, y)
@@ -137,5 +138,6 @@ def _track_ego(scene: Scene) -> EgoTrack:
 
 
 def _into_axes(vector: Array, yaw: float) -> tuple[float, float]:
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0]
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    x, y = vector.tolist()
+    return cos * x + sin * y, cos * y - sin * x

@@ -277,7 +277,7 @@ def _paint_facade(
         return 0.0
     key = int(np.floor(floor)) * 31 + int(np.floor(column)) * 17 + entered * 57
     shade = noise[key & 255, int(solid["variation"] * 255) & 255]
-    if shade > 0.45:
+    if shade > 0.6:
         return _set(color, solid["red2"], solid["green2"], solid["blue2"])
     bright = 0.05 * (1.2 + shade)
     _set(color, 0.75 * bright, 0.9 * bright, 1.1 * bright)

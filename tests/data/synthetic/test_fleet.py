@@ -7,6 +7,7 @@ import numpy as np
 import platformdirs
 import pytest
 
+from fsdtrain.data import video
 from fsdtrain.data.geometry import interpolate_pose, pose_matrix
 from fsdtrain.data.schema import Clip, encode_json, validate_clip
 from fsdtrain.data.shard import find_shards, read_clip, read_index
@@ -14,7 +15,6 @@ from fsdtrain.data.synthetic import fleet as fleet_module
 from fsdtrain.data.synthetic import scene_clip
 from fsdtrain.data.synthetic.fleet import SyntheticFleet, cached_fleet, fleet_digest, make_fleet
 from fsdtrain.data.synthetic.world import Split
-from fsdtrain.data.video import decode_h264
 from fsdtrain.errors import UserError
 
 TINY = SyntheticFleet(
@@ -67,7 +67,7 @@ def test_a_set_is_shards_of_both_splits_that_read_back(made: Path) -> None:
         assert clip.meta.split == split
         assert clip.meta.source == "synthetic"
         for camera, data in clip.video.items():
-            frames = decode_h264(data, num_frames=3, size=None, where=camera)
+            frames = video.decode_h264(data, num_frames=3, size=None, where=camera)
             assert frames.shape == (3, 32, 48, 3)
     assert len(scenes["train"]) == 5
     assert not scenes["train"] & scenes["val"]
@@ -75,7 +75,7 @@ def test_a_set_is_shards_of_both_splits_that_read_back(made: Path) -> None:
 
 def test_video_shows_what_was_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[list[np.ndarray]] = []
-    encode = scene_clip.encode_h264
+    encode = video.encode_h264
 
     def keep(frames: list[np.ndarray], *, frame_rate_hz: float, crf: int) -> bytes:
         rendered.append(frames)
@@ -85,7 +85,7 @@ def test_video_shows_what_was_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(TINY, image_height=48, image_width=96, rig_jitter=0.0).clip_spec
     clip = scene_clip.make_clip(spec, "val", 0)
     for (camera, data), frames in zip(clip.video.items(), rendered, strict=True):
-        decoded = decode_h264(data, num_frames=3, size=None, where=camera)
+        decoded = video.decode_h264(data, num_frames=3, size=None, where=camera)
         error = decoded.astype(np.float64) - np.array(frames)
         assert np.sqrt((error**2).mean()) < 9.0
 
@@ -184,7 +184,7 @@ def test_every_parameter_changes_the_digest() -> None:
 )
 def test_impossible_parameters_are_refused(field: str, value: int) -> None:
     with pytest.raises(UserError, match=field if field != "image_width" else "32x97"):
-        replace(TINY, **{field: value})  # type: ignore[arg-type]
+        replace(TINY, **{field: value})
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _outline(pose: Array, length: float, width: float, middle: float = 0.0) -> A
     y = np.linspace(-width / 2, width / 2, int(width / 0.25) + 2)
     rim = [(a, b) for a in x for b in (y[0], y[-1])] + [(a, b) for a in (x[0], x[-1]) for b in y]
     turn = np.array([[np.cos(pose[2]), -np.sin(pose[2])], [np.sin(pose[2]), np.cos(pose[2])]])
-    return np.array(rim) @ turn.T + pose[:2]
+    return np.asarray(np.array(rim) @ turn.T + pose[:2])
 
 
 def _is_inside(points: Array, pose: Array, length: float, width: float) -> bool:
