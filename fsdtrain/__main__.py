@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from fsdtrain.errors import UserError
@@ -104,9 +104,12 @@ def _help() -> str:
 def _one_sentence(error: Exception) -> str:
     """The message without Hydra's hints on its own environment variables."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(
+    sentence = " ".join(
         line for line in lines if line and "HYDRA_FULL_ERROR" not in line and "full_key" not in line
     )
+    if isinstance(error, OverrideParseException) and error.override not in sentence:
+        return f"{error.override}: {sentence}"
+    return sentence
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 It does not know the recipes: a recipe is a module with `run(config: DictConfig) -> None`.
 """
 
+import errno
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
@@ -30,24 +32,65 @@ class BackendConfigs(SearchPathPlugin):
                 search_path.append(provider=backend.distribution, path=backend.config_path)
 
 
+# What a full, read-only or foreign disk answers: nothing that a traceback would explain.
+DISK_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
+
+
 def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
-    """Parse `arguments` as Hydra does, compose config `name` and call `module.run(config)`."""
+    """Parse `arguments` as Hydra does, compose config `name` and call `module.run(config)`.
+
+    Raises:
+        UserError: what the recipe raised, arguments that Hydra refuses, or a disk that cannot be
+            written to.
+    """
+    has_begun = False
+    mistakes: list[UserError | OSError] = []
 
     def task(config: DictConfig) -> None:
+        nonlocal has_begun
+        has_begun = True
         # Imported here, so that --help and --cfg do not wait for torch.
         try:
             import_module(module).run(config)
-        except UserError as error:
-            # Hydra would wrap it in lines of its own: a SystemExit passes it untouched.
-            if "--debug" in sys.argv:
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
                 raise
-            sys.stderr.write(f"fsdtrain: {error}\n")
-            raise SystemExit(2) from error
+            # Hydra would add lines of its own: a SystemExit passes it untouched.
+            mistakes.append(error)
+            raise SystemExit from error
 
     _prepare_hydra()
     sys.argv = [f"fsdtrain-{name}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+    except SystemExit:
+        if not mistakes:
+            raise
+        (mistake,) = mistakes
+        if isinstance(mistake, UserError):
+            raise mistake from mistake.__cause__
+        raise _of_the_disk(mistake) from mistake
+    except (UserError, HydraException):
+        raise
+    except OSError as error:
+        if has_begun:
+            raise
+        raise _of_the_disk(error) from error  # the folder for this run's log
+    except ValueError as error:
+        if has_begun:
+            raise
+        raise UserError(str(error)) from error  # arguments that Hydra refuses without a class
     return 0
+
+
+def _of_the_disk(error: OSError) -> UserError:
+    where = f" {error.filename}" if error.filename else ""
+    return UserError(
+        f"cannot write{where}: {error.strerror}; make room there, or choose another folder with "
+        "run_dir=... or hydra.run.dir=..."
+    )
 
 
 def command_line() -> str:
@@ -73,15 +116,23 @@ def complete_shell(arguments: list[str], *, hydra_commands: dict[str, bool]) -> 
         prefix = words[1] if len(words) == 2 else ""
         sys.stdout.write(" ".join(name for name in hydra_commands if name.startswith(prefix)))
         return 0
-    name = words[1] if is_query else "fit"
-    if not hydra_commands.get(name, False):
+    if not is_query:
+        _prepare_hydra()
+        sys.argv = ["fsdtrain", *arguments]  # the program that the script is installed for
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="fit")(_nothing)()
         return 0
-    if is_query:
+    name = words[1]
+    if hydra_commands.get(name, False):
         # Hydra completes `program overrides`; the command is ours.
         rest = " ".join([words[0], *words[2:]])
         os.environ["COMP_LINE"] = rest
         os.environ["COMP_POINT"] = str(len(rest))
-    return run_with_hydra(name, "fsdtrain.fit", arguments)
+        run_with_hydra(name, "fsdtrain.fit", arguments)
+    return 0
+
+
+def _nothing(config: DictConfig) -> None:
+    """The task of a call that only prints a script."""
 
 
 def _prepare_hydra() -> None:

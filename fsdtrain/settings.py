@@ -179,8 +179,9 @@ def read_settings(config: DictConfig) -> Settings:
         raise UserError(f"a value is needed for {', '.join(sorted(missing))}")
     try:
         return msgspec.convert(plain, Settings, dec_hook=_decode_path)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"configuration: {error}") from error
+    except msgspec.ValidationError as error:
+        # A check of our own names the field itself; msgspec adds where it stands to its own.
+        raise UserError(f"configuration: {error.__cause__ or error}") from error
 
 
 def _decode_path(kind: type, value: object) -> Path:
