@@ -3,6 +3,7 @@
 Evaluated analytically at every ray, so that marks stay sharp at any resolution; each mark is
 averaged over the patch of ground that its sample sees, so that distant lines fade, not flicker.
 It knows the packed tables of `ground_map.py`, not the road objects, and nothing above the ground.
+Longer than most files, since kernels that call each other live together (`compiled.py`).
 """
 
 import numpy as np

@@ -22,7 +22,7 @@ from fsdtrain.data.synthetic.scenery import (
 from fsdtrain.data.synthetic.space import Space
 from fsdtrain.data.synthetic.traffic import Motion
 
-REACH_M = 75.0  # props stand this far along a road from the ego
+REACH_M = 70.0  # props stand this far along a road from the ego or the junction
 
 
 def draw_areas(
@@ -109,10 +109,10 @@ def place_props(
     for draw, pitch, setback, on_walk in kinds:
         for road in roads:
             for side in (-1, 1):
-                low = max(road.begin_s_m, road.centerline.length_m / 2 - REACH_M)
+                middle = road.centerline.length_m / 2
+                low, high = middle - REACH_M, middle + REACH_M
                 if road.begin_s_m > 0.0:
-                    low = road.begin_s_m + 3.0
-                high = min(low + 2 * REACH_M, road.centerline.length_m)
+                    low, high = road.begin_s_m + 3.0, road.begin_s_m + REACH_M
                 s = low + rng.uniform(0, pitch)
                 while s < high:
                     if rng.random() < density:
