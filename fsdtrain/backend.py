@@ -26,6 +26,11 @@ from fsdtrain.ops.table import OpTable
 logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "fsdtrain.backends"
+# What a stranger's module may raise while it is imported; none of it may stop the other backends.
+IMPORT_ERRORS = (
+    ImportError, AttributeError, SyntaxError, NameError, OSError, RuntimeError, ValueError,
+    TypeError,
+)  # fmt: skip
 
 # MEASURED: a clock, or values, on real hardware. EMULATED: values computed with the target's number
 # formats. MODELLED: time, traffic or energy from a machine model.
@@ -90,7 +95,7 @@ class Tolerance:
 
 
 class Backend(ABC):
-    """One hardware path. Importing and constructing one is cheap and needs no hardware."""
+    """One hardware path. Importing it is cheap and needs no hardware; constructing it may."""
 
     name: ClassVar[str]
     value_origin: ClassVar[Origin]  # of the losses and weights a run on this backend gives
@@ -170,16 +175,23 @@ def _inspect(point: EntryPoint) -> InstalledBackend:
     distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
     try:
         backend_class = point.load()
-    except (ImportError, AttributeError) as error:
-        why = Availability(is_available=False, detail=f"{point.value} cannot be imported: {error}")
+        if not (isinstance(backend_class, type) and issubclass(backend_class, Backend)):
+            raise TypeError("it is no subclass of fsdtrain.backend.Backend")
+        availability = backend_class.availability()
+    except IMPORT_ERRORS as error:
+        first_line = str(error).partition("\n")[0]
+        why = f"{point.value} cannot be used: {type(error).__name__}: {first_line}"
         return InstalledBackend(
-            name=point.name, distribution=distribution, backend_class=None, availability=why
+            name=point.name,
+            distribution=distribution,
+            backend_class=None,
+            availability=Availability(is_available=False, detail=why),
         )
     return InstalledBackend(
         name=point.name,
         distribution=distribution,
         backend_class=backend_class,
-        availability=backend_class.availability(),
+        availability=availability,
         config_path=backend_class.config_path,
     )
 

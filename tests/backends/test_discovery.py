@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fsdtrain.backend
 from fsdtrain.backend import Backend, BackendError, installed_backends, load_backend
 from fsdtrain.errors import UserError
 from fsdtrain.ops.table import OpTable
@@ -43,6 +46,49 @@ def test_cpu_names_the_wrong_value_and_the_allowed_ones(options: dict[str, Any])
     (name, value), *_ = options.items()
     with pytest.raises(BackendError, match=rf"backend\.{name}={value!r}.*(fp32|at least 1)"):
         load_backend("cpu", options)
+
+
+BROKEN_MODULES = {
+    "missing": ("import no_such_driver", "no_such_driver"),
+    "syntax": ("class Backend(:", "SyntaxError"),
+    "raises": ("raise RuntimeError('no driver')", "no driver"),
+    "library": ("import ctypes; ctypes.CDLL('libnothere.so')", "libnothere.so"),
+    "name": ("Backend = undefined", "undefined"),
+    "nothing": ("", "Backend"),
+    "function": ("def Backend(): pass", "no subclass"),
+    "stranger": ("class Backend: pass", "no subclass"),
+    "asks": (
+        """
+from fsdtrain.backend import Backend as Contract
+class Backend(Contract):
+    @classmethod
+    def availability(cls): raise OSError("device busy\\nand more")
+""",
+        "device busy",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(BROKEN_MODULES))
+def test_a_broken_backend_is_listed_and_stops_no_other(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, word = BROKEN_MODULES[kind]
+    module = f"broken_backend_{kind}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    group = fsdtrain.backend.ENTRY_POINT_GROUP
+    points = [
+        EntryPoint("broken", f"{module}:Backend", group),
+        *entry_points(group=group),
+    ]
+    monkeypatch.setattr(fsdtrain.backend, "entry_points", lambda group: points)
+    found = installed_backends()
+    assert word in found["broken"].availability.detail
+    assert "\n" not in found["broken"].availability.detail
+    assert load_backend("cpu", {}).name == "cpu"
+    with pytest.raises(UserError, match="'broken' is not available"):
+        load_backend("broken", {})
 
 
 LOAD_ALONE = """

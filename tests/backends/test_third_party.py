@@ -185,7 +185,7 @@ def test_it_is_listed_with_its_distribution(acme: Installation) -> None:
     lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.count("│") > 3}
     for word in ("fsdtrain-acme 1.2.3", "yes", "one anvil"):
         assert word in lines["acme"]
-    for word in ("fsdtrain-acme 1.2.3", "no", "cannot be imported", "no_such_module"):
+    for word in ("fsdtrain-acme 1.2.3", "no", "cannot be used", "no_such_module"):
         assert word in lines["acme-broken"]
     assert "yes" in lines["cpu"]
 
