@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
@@ -25,7 +26,7 @@ from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
-from fsdtrain.engine.loggers import quiet_lightning
+from fsdtrain.engine.loggers import quiet_logs
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import (
     Figure,
@@ -83,7 +84,7 @@ def validate(settings: Settings, *, config_yaml: str) -> Results:
     if settings.ckpt_path is None:
         raise UserError("validate needs ckpt_path=<checkpoint>, e.g. .../checkpoints/best.ckpt")
     started_at = datetime.now(UTC)
-    quiet_lightning()
+    quiet_logs()
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
@@ -103,6 +104,7 @@ def validate(settings: Settings, *, config_yaml: str) -> Results:
     )
 
 
+@rank_zero_only
 def record_run(
     settings: Settings,
     backend: Backend,

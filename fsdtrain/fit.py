@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lightning import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fsdtrain.backend import load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.engine.checkpoints import find_last_checkpoint, load_weights, read_step
-from fsdtrain.engine.loggers import quiet_lightning
+from fsdtrain.engine.loggers import quiet_logs
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import Results, prepare_run_folder
 from fsdtrain.engine.step import TrainingStep
@@ -33,7 +34,7 @@ def run(config: DictConfig) -> None:
 def fit(settings: Settings, *, config_yaml: str) -> Results:
     """Train, evaluate, report; returns the final figures, which the run folder holds as well."""
     started_at = datetime.now(UTC)
-    quiet_lightning()
+    quiet_logs()
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
@@ -64,7 +65,9 @@ def _resume(settings: Settings) -> tuple[Path | None, int]:
     """The checkpoint to go on from, if any, and the step it stands at."""
     path = find_last_checkpoint(settings.run_dir) if settings.resume else settings.ckpt_path
     if path is None:
-        if (settings.run_dir / "manifest.json").exists():
+        # The other ranks of a run find the manifest that rank 0 has just written.
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it
+        if is_first and (settings.run_dir / "manifest.json").exists():
             raise UserError(
                 f"{settings.run_dir} holds a run already: add resume=last to go on with it, or "
                 "choose another run_dir"

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -48,9 +47,13 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
     has_begun = False
     mistakes: list[UserError | OSError] = []
 
+    typed = list(sys.argv)
+
     def task(config: DictConfig) -> None:
         nonlocal has_begun
         has_begun = True
+        # Lightning starts the other ranks of a run with the command line it finds here.
+        sys.argv = [typed[0], name, *arguments]
         # Imported here, so that --help and --cfg do not wait for torch.
         try:
             import_module(module).run(config)
@@ -95,9 +98,7 @@ def _of_the_disk(error: OSError) -> UserError:
 
 def command_line() -> str:
     """The running command as a user would type it again."""
-    return "fsdtrain " + shlex.join(
-        [Path(sys.argv[0]).name.removeprefix("fsdtrain-"), *sys.argv[1:]]
-    )
+    return shlex.join(["fsdtrain", *sys.argv[1:]])
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 def build_loggers(run_dir: Path, *, first_step: int) -> list[Logger]:
@@ -43,13 +44,15 @@ def _csv_logger(run_dir: Path, *, first_step: int) -> CSVLogger:
     return logger
 
 
-def quiet_lightning() -> None:
-    """Keep Lightning's warnings; drop its tips, its device table and its second log handler."""
+def quiet_logs() -> None:
+    """Keep Lightning's warnings, drop its tips and its second handler; only rank 0 speaks."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()
         logger.propagate = True
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it on the function
+        logging.getLogger("fsdtrain").setLevel(logging.WARNING)
     for message in (
         # Steps are counted, not epochs: a small data set has epochs shorter than any interval.
         "The number of training batches",

@@ -8,11 +8,11 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
-    RichProgressBar,
 )
 
 from fsdtrain.backend import Backend
 from fsdtrain.engine.loggers import build_loggers
+from fsdtrain.engine.progress import StepProgressBar
 from fsdtrain.settings import TrainingSettings
 
 
@@ -56,7 +56,7 @@ def build_evaluator(backend: Backend, run_dir: Path) -> Trainer:
         plugins=list(parts.plugins) or None,
         deterministic=parts.is_deterministic,
         use_distributed_sampler=False,
-        callbacks=[RichProgressBar()],
+        callbacks=[StepProgressBar()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -76,7 +76,7 @@ class SaveLast(Callback):
 
 def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
-        RichProgressBar(),
+        StepProgressBar(),
         LearningRateMonitor(logging_interval="step"),
         # Before the average: at the end that one overwrites the weights a resumed run starts from.
         SaveLast(run_dir / "checkpoints" / "last.ckpt"),
