@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from fsdtrain.backend import Backend
+from fsdtrain.engine.checkpoint_io import WholeCheckpointIO
 from fsdtrain.engine.loggers import build_loggers
 from fsdtrain.engine.progress import StepProgressBar
 from fsdtrain.settings import TrainingSettings
@@ -26,7 +27,7 @@ def build_trainer(
         strategy=parts.strategy,
         devices=parts.devices,
         precision=parts.precision,
-        plugins=list(parts.plugins) or None,
+        plugins=[*parts.plugins, WholeCheckpointIO()],
         deterministic=parts.is_deterministic,
         max_steps=training.max_steps,
         max_epochs=-1,
@@ -64,22 +65,10 @@ def build_evaluator(backend: Backend, run_dir: Path) -> Trainer:
     )
 
 
-class SaveLast(Callback):
-    """Saves the last step, where ModelCheckpoint saves the last validation."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
-
-
 def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         StepProgressBar(),
         LearningRateMonitor(logging_interval="step"),
-        # Before the average: at the end that one overwrites the weights a resumed run starts from.
-        SaveLast(run_dir / "checkpoints" / "last.ckpt"),
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="best",

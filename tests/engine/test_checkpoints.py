@@ -4,6 +4,7 @@ import collections
 import os
 import pickle
 import random
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fsdtrain.engine.checkpoint_io import WholeCheckpointIO
 from fsdtrain.engine.checkpoints import check_checkpoint, find_last_checkpoint, load_weights
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import TrainingStep
@@ -226,3 +228,20 @@ def test_flipped_bytes_are_refused_or_change_numbers_only(checkpoint: Path, tmp_
         except UserError:
             num_refused += 1
     assert num_refused > 20
+
+
+def test_a_disk_that_fills_up_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"state_dict": {"step": torch.zeros(100)}}, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow beyond this: the write fails in the middle, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            WholeCheckpointIO().save_checkpoint({"state_dict": {"step": torch.zeros(99_999)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["last.ckpt"]
+    check_checkpoint(path)

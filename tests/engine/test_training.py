@@ -1,6 +1,7 @@
 """Training through Lightning: reproducible, resumable bit for bit, and its parts by closed form."""
 
 import csv
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,3 +359,17 @@ def test_weights_decay_and_scales_and_biases_do_not(
     for name, parameter in module.named_parameters():
         is_scale_or_bias = parameter.ndim == 1
         assert decays[id(parameter)] == (0.0 if is_scale_or_bias else 0.3), name
+
+
+def test_a_disk_that_fills_up_in_training_is_an_error_and_leaves_whole_files(
+    train: Train, make_training: MakeTraining, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(make_training(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert len(column(tmp_path, "train/loss")) >= 4
