@@ -325,7 +325,6 @@ def test_options_that_do_not_fit_are_one_sentence(options: dict[str, Any], sente
         ("+model.network.depth=3", "depth"),
         ("~model.network.max_views", "max_views"),
         ("model.heads.path.hidden=wide", "hidden"),
-        ("model.heads.path.report_s=100", "report_s=100"),
         ("+model.heads.vehicle.colour=red", "colour"),
     ],
 )

@@ -228,7 +228,6 @@ def test_it_trains_ten_steps_with_its_own_op(acme: Installation, shards: Path) -
     [
         (["backend=acme", "backend.knob=1"], ["backend.knob"]),
         (["backend=acme", "+backend.knob=1"], ["'acme'", "knob"]),
-        (["backend.name=acme-broken"], ["'acme-broken' is not available", "no_such_module"]),
     ],
 )
 def test_a_wrong_knob_is_one_line(
