@@ -160,7 +160,6 @@ def conclude(
 def _evaluate(
     trainer: Trainer, module: DrivingModule, datamodule: FleetDataModule, view: CameraView
 ) -> dict[str, float]:
-    datamodule.setup("validate")
     loader = ViewedLoader(datamodule.val_dataloader(), view)
     (figures,) = trainer.validate(module, dataloaders=loader, verbose=False)
     return {name.removeprefix("val/"): float(value) for name, value in figures.items()}

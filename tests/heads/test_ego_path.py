@@ -7,7 +7,17 @@ import torch
 
 from fsdtrain.data.batch import ClipBatch, ClipWindow
 from fsdtrain.data.geometry import BevGrid
-from fsdtrain.heads.ego_path import PATH, PATH_VALID, EgoPath, PathTargets, speed_from_motion
+from fsdtrain.heads.ego_path import (
+    CROSSINGS,
+    PATH,
+    PATH_VALID,
+    EgoPath,
+    PathTargets,
+    fit_curvature,
+    follow_arc,
+    path_crossings,
+    speed_from_motion,
+)
 
 GRID = BevGrid(x_min_m=-8.0, x_max_m=8.0, y_min_m=-5.5, y_max_m=5.5, cell_m=0.5)
 MakePose = Callable[[float, float, float], np.ndarray]
@@ -18,12 +28,14 @@ def make_head() -> EgoPath:
         in_channels=4,
         grid=GRID,
         num_modes=3,
+        curvature_spread=0.0,
         num_steps=6,
         step_s=0.5,
         report_s=2.0,
         channels=2,
         hidden=8,
         loss_weight=1.0,
+        crossing_weight=1.0,
     )
 
 
@@ -43,7 +55,7 @@ def test_targets_follow_a_circle(make_window: Callable[..., ClipWindow], pose: M
         future_s=future_s,
         future_poses=[on_circle(seconds) for seconds in future_s],
     )
-    targets = pickle.loads(pickle.dumps(PathTargets(num_steps=6, step_s=0.5)))(window)
+    targets = pickle.loads(pickle.dumps(PathTargets(grid=GRID, num_steps=6, step_s=0.5)))(window)
 
     assert targets[PATH].dtype == np.float32
     assert targets[PATH_VALID].tolist() == [True] * 4 + [False] * 2
@@ -54,7 +66,7 @@ def test_targets_follow_a_circle(make_window: Callable[..., ClipWindow], pose: M
 
 
 def test_targets_without_a_future_are_not_valid(make_window: Callable[..., ClipWindow]) -> None:
-    targets = PathTargets(num_steps=6, step_s=0.5)(make_window())
+    targets = PathTargets(grid=GRID, num_steps=6, step_s=0.5)(make_window())
     assert not targets[PATH_VALID].any()
     assert np.isfinite(targets[PATH]).all()
 
@@ -63,6 +75,7 @@ def path_targets(num_clips: int) -> dict[str, torch.Tensor]:
     return {
         PATH: torch.randn(num_clips, 6, 2),
         PATH_VALID: torch.ones(num_clips, 6, dtype=torch.bool),
+        CROSSINGS: torch.zeros(num_clips, 16, 22),
     }
 
 
@@ -80,7 +93,8 @@ def test_with_nothing_read_the_path_is_straight_at_that_speed(
     make_batch: Callable[..., ClipBatch],
 ) -> None:
     head = make_head()
-    torch.nn.init.zeros_(head.decode.weight)
+    torch.nn.init.zeros_(head.correct.weight)
+    torch.nn.init.zeros_(head.cross.weight)
     batch = make_batch(path_targets(2), forward_m=torch.tensor([2.0, 0.0]))
     outputs = head(torch.randn(2, 1, 4, *GRID.shape), batch)
     assert outputs["path_BKS2"].shape == (2, 3, 6, 2)
@@ -125,7 +139,12 @@ def test_learns_a_bend_from_the_features(make_batch: Callable[..., ClipBatch]) -
     path = torch.zeros(8, 6, 2)
     path[..., 0] = 5.0 * torch.arange(1, 7)
     path[..., 1] = bend[:, None] * 0.2 * torch.arange(1, 7) ** 2
-    targets = {PATH: path, PATH_VALID: torch.ones(8, 6, dtype=torch.bool)}
+    crossings = [path_crossings(np.vstack([[0, 0], places]), GRID) for places in path.numpy()]
+    targets = {
+        PATH: path,
+        PATH_VALID: torch.ones(8, 6, dtype=torch.bool),
+        CROSSINGS: torch.from_numpy(np.stack(crossings)),
+    }
     batch = make_batch(targets, forward_m=torch.full((8,), 2.0), speed_mps=10.0)
     optimizer = torch.optim.Adam(head.parameters(), 1e-2)
     for _ in range(60):
@@ -137,3 +156,58 @@ def test_learns_a_bend_from_the_features(make_batch: Callable[..., ClipBatch]) -
     metric.update(head(bev, batch), batch)
     figures = metric.compute()
     assert figures["fde_2s_turn"] < 0.2 * figures["fde_2s_turn_baseline_constant_velocity"]
+
+
+def test_crossings_are_where_the_path_meets_each_row() -> None:
+    """A parabola: the mean of each row's shares is its y, as far as the path goes."""
+    x = np.linspace(0, 6.2, 200)
+    shares_RY = path_crossings(np.stack([x, 0.05 * x**2], axis=-1), GRID)
+    assert shares_RY.shape == (16, 22)
+    centers = GRID.cell_centers()
+    x_R, y_Y = centers[16:, 0, 0], centers[0, :, 1]
+    is_reached = x_R <= 6.2
+    np.testing.assert_allclose(shares_RY.sum(1), is_reached, atol=1e-6)
+    # Shares over whole cells: off by less than a fifth of a cell.
+    error = (shares_RY @ y_Y)[is_reached] - 0.05 * x_R[is_reached] ** 2
+    assert np.abs(error).max() < 0.2 * GRID.cell_m
+
+
+def test_a_path_that_turns_back_counts_until_there() -> None:
+    places = np.array([[0, 0], [2.0, 0], [4.0, 1.0], [3.0, 2.0], [6.0, 3.0]])
+    is_reached = path_crossings(places, GRID).sum(1) > 0
+    assert is_reached.tolist() == (GRID.cell_centers()[16:, 0, 0] <= 4.0).tolist()
+
+
+def test_the_fit_finds_a_parabola_and_trusts_certain_rows() -> None:
+    x = torch.arange(1.0, 13.0)
+    curvature = torch.tensor([0.04, -0.01, 0.0])
+    y = curvature[:, None] * x.square() / 2
+    variance = torch.ones_like(y)
+    torch.testing.assert_close(fit_curvature(x, y, variance), curvature)
+    y[:, 5] += 10.0
+    variance[:, 5] = 1e9
+    torch.testing.assert_close(fit_curvature(x, y, variance), curvature)
+
+
+def test_arcs_keep_their_length_radius_and_side() -> None:
+    """Against the circle's equation, straight on included; gradients are finite there too."""
+    distance = torch.tensor([3.0, 12.0, 30.0], dtype=torch.float64)
+    for curvature in (0.05, -0.02, 1e-9):
+        k = torch.tensor(curvature, dtype=torch.float64, requires_grad=True)
+        on_arc = follow_arc(distance, k, torch.zeros_like(distance))
+        radius = 1 / curvature
+        from_center = on_arc - torch.tensor([0.0, radius], dtype=torch.float64)
+        torch.testing.assert_close(from_center.norm(dim=-1), torch.full((3,), abs(radius)).double())
+        beside = follow_arc(distance, k, torch.ones_like(distance))
+        closer = torch.full((3,), abs(radius - 1)).double()
+        torch.testing.assert_close(
+            (beside - torch.tensor([0.0, radius], dtype=torch.float64)).norm(dim=-1), closer
+        )
+    straight = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    ahead = follow_arc(distance, straight, torch.zeros_like(distance))
+    torch.testing.assert_close(ahead[:, 0], distance)
+    assert not ahead[:, 1].any()
+    torch.autograd.backward(ahead.sum())
+    assert straight.grad is not None
+    # d/dc of y = c d^2 / 2 at c = 0.
+    torch.testing.assert_close(straight.grad, distance.square().sum() / 2)

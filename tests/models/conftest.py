@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.geometry import BevGrid
-from fsdtrain.heads.ego_path import PATH, PATH_VALID, EgoPath
+from fsdtrain.heads.ego_path import CROSSINGS, PATH, PATH_VALID, EgoPath, first_row_ahead
 from fsdtrain.heads.head import Head
 from fsdtrain.heads.vehicle_segmentation import COVER, VehicleSegmentation
 from fsdtrain.models.hydra_bev import HydraBev
@@ -81,6 +81,9 @@ def random_batch(
             COVER: (torch.rand(B, T, *bev_shape, generator=generator) < 0.1).to(torch.uint8) * 101,
             PATH: torch.randn(B, 6, 2, generator=generator),
             PATH_VALID: torch.ones(B, 6, dtype=torch.bool),
+            CROSSINGS: torch.rand(
+                B, bev_shape[0] - first_row_ahead(GRID), bev_shape[1], generator=generator
+            ).softmax(-1),
         },
     )
     return batch._replace(
@@ -126,12 +129,14 @@ def make_network() -> MakeNetwork:
                 in_channels=6,
                 grid=GRID,
                 num_modes=3,
+                curvature_spread=0.02,
                 num_steps=6,
                 step_s=0.5,
                 report_s=2.0,
                 channels=2,
                 hidden=8,
                 loss_weight=0.1,
+                crossing_weight=0.1,
             ),
         }
         return HydraBev(grid=GRID, image_size=(16, 32), heads=heads, **(options | changes))
