@@ -19,7 +19,7 @@ MakeNetwork = Callable[..., HydraBev]
 
 @pytest.mark.parametrize(
     ("name", "num_cameras", "min_millions", "max_millions"),
-    [("tiny", 6, 0.2, 0.6), ("small", 6, 13, 17), ("base", 8, 42, 48)],
+    [("tiny", 6, 0.1, 0.6), ("small", 6, 13, 17), ("base", 8, 42, 48)],
 )
 def test_presets_have_their_size_and_shapes(
     name: str,
