@@ -145,7 +145,8 @@ class EgoPath(Head):
         ):
             self.register_buffer(name, values, persistent=False)
         self.reduce = ConvNormRelu(in_channels, channels)
-        self.cross = nn.Conv2d(channels, 1, 1)
+        # No bias: the softmax over a row would cancel it.
+        self.cross = nn.Conv2d(channels, 1, 1, bias=False)
         self.hidden = nn.Linear(channels + 2 * len(self.x_R), hidden)
         self.correct = nn.Linear(hidden, num_modes * (2 + 2 * num_steps))
         # Starting from the arcs themselves; small, not zero, or all modes would learn the same.
