@@ -5,10 +5,11 @@ from pathlib import Path
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
+    WeightAveraging,
 )
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fsdtrain.backend import Backend
 from fsdtrain.engine.checkpoint_io import WholeCheckpointIO
@@ -89,7 +90,9 @@ def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
         ),
     ]
     if training.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
+        # All weights in one call; Lightning's EMAWeightAveraging takes them one by one.
+        average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
     if training.early_stop_patience is not None:
         callbacks.append(
             EarlyStopping(
