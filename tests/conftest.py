@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.batch import ClipBatch, ClipWindow
+from fsdtrain.data.collate import Sample, collate
 from fsdtrain.data.geometry import (
     BevGrid,
     intrinsic_matrix,
@@ -33,9 +35,7 @@ from fsdtrain.data.schema import (
     Rig,
 )
 from fsdtrain.data.video import encode_h264
-from fsdtrain.heads.ego_path import PATH, PATH_VALID
 from fsdtrain.heads.head import Head
-from fsdtrain.heads.vehicle_segmentation import COVER, FREE, FULLY_VISIBLE
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
@@ -124,39 +124,51 @@ def _make_batch(
     *, seed: int = 0, num_clips: int = 2, num_frames: int = 2, num_cameras: int = 2
 ) -> ClipBatch:
     rng = np.random.default_rng([seed, 77])
-    B, T, N = num_clips, num_frames, num_cameras
-    rigs = [[_camera(IMAGE_SIZE, n, rng) for n in range(N)] for _ in range(B)]
-    motion = np.tile(np.eye(4), (B, T, 1, 1))
-    motion[:, 1:, 0, 3] = -rng.uniform(0.2, 1.5, (B, T - 1))  # the ego drives forward
-    interval = np.full((B, T), 0.1)
-    interval[:, 0] = 0.0
-    first_frame = np.zeros((B, T), dtype=bool)
-    first_frame[:, 0] = True
-    cover = np.full((B, T, *GRID.shape), FREE, dtype=np.uint8)
-    for b in range(B):
-        x, y = rng.integers(0, 10, 2)
-        cover[b, :, x : x + 5, y : y + 2] = FULLY_VISIBLE
-    arrays: dict[str, Any] = {
-        "frames_BTNCHW": rng.integers(0, 256, (B, T, N, 3, *IMAGE_SIZE), dtype=np.uint8),
-        "intrinsics_BN33": np.array([[intrinsic_matrix(c) for c in rig] for rig in rigs], "f4"),
-        "camera_to_ego_BN44": np.array(
-            [[pose_matrix(c.camera_to_ego) for c in rig] for rig in rigs], "f4"
-        ),
-        "previous_to_current_BT44": motion.astype("f4"),
-        "frame_interval_s_BT": interval.astype("f4"),
-        "reset_BT": first_frame,
-        "speed_B": rng.uniform(0, 15, B).astype("f4"),
-        "yaw_rate_B": rng.normal(0, 0.1, B).astype("f4"),
-        "clip_index_B": np.arange(B),
-    }
-    targets: dict[str, Any] = {
-        COVER: cover,
-        PATH: rng.normal(0, 3, (B, PATH_STEPS, 2)).astype("f4"),
-        PATH_VALID: np.ones((B, PATH_STEPS), dtype=bool),
-    }
-    return ClipBatch(
-        **{name: torch.from_numpy(value) for name, value in arrays.items()},
-        targets={name: torch.from_numpy(value) for name, value in targets.items()},
+    heads: Any = _make_network().heads.values()
+    builders = [head.target_builder() for head in heads]
+    samples = []
+    for clip in range(num_clips):
+        window = _window(rng, num_frames, num_cameras)
+        targets = {name: value for build in builders for name, value in build(window).items()}
+        samples.append(Sample(window=window, targets=targets, clip_index=clip))
+    return collate(samples)
+
+
+def _window(rng: np.random.Generator, num_frames: int, num_cameras: int) -> ClipWindow:
+    """An ego on an arc that leaves the grid in front within the two seconds it is predicted."""
+    rig = [_camera(IMAGE_SIZE, number, rng) for number in range(num_cameras)]
+    speed, curvature = rng.uniform(6.0, 12.0), rng.uniform(-0.03, 0.03)
+
+    def drive(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        yaw = curvature * speed * seconds
+        poses = np.tile(np.eye(4), (len(seconds), 1, 1))
+        poses[:, 0, 0] = poses[:, 1, 1] = np.cos(yaw)
+        poses[:, 1, 0], poses[:, 0, 1] = np.sin(yaw), -np.sin(yaw)
+        poses[:, 0, 3] = np.sin(yaw) / curvature
+        poses[:, 1, 3] = (1 - np.cos(yaw)) / curvature
+        return poses
+
+    seconds = np.linspace(0.0, 0.1 * (num_frames - 1), num_frames)
+    future = np.linspace(0.1, 2.4, 24)
+    car = msgspec.structs.replace(
+        _boxes(rng, 1)[0][0],
+        center_m=(rng.uniform(-6, 6), rng.uniform(-6, 6), 0.8),
+        visibility=None,
+    )
+    return ClipWindow(
+        clip_id="noise",
+        frames_TNHWC=rng.integers(0, 256, (num_frames, num_cameras, *IMAGE_SIZE, 3), np.uint8),
+        intrinsics_N33=np.stack([intrinsic_matrix(camera) for camera in rig]),
+        camera_to_ego_N44=np.stack([pose_matrix(camera.camera_to_ego) for camera in rig]),
+        timestamps_s_T=seconds,
+        ego_to_world_T44=drive(seconds),
+        speed_mps=speed,
+        yaw_rate_radps=curvature * speed,
+        future_s_F=future,
+        future_ego_to_world_F44=drive(seconds[-1] + future),
+        boxes=((car,),) * num_frames,
+        lanes=None,
+        occupancy=None,
     )
 
 

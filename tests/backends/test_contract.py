@@ -69,7 +69,7 @@ def train_plainly(step: TrainingStep, batches: Sequence[ClipBatch]) -> list[floa
         output = step(batch)
         optimizer.zero_grad()
         output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
         optimizer.step()
         losses.append(output.loss.item())
     return losses
@@ -78,7 +78,7 @@ def train_plainly(step: TrainingStep, batches: Sequence[ClipBatch]) -> list[floa
 def settings(make_training: Callable[..., TrainingSettings]) -> TrainingSettings:
     return make_training(
         max_steps=NUM_STEPS, learning_rate=4e-3, weight_decay=0.02, schedule="one_cycle",
-        warmup_fraction=0.2, gradient_clip_norm=0.5, validate_every_steps=5,
+        warmup_fraction=0.2, gradient_clip_norm=0.1, validate_every_steps=5,
     )  # fmt: skip
 
 
