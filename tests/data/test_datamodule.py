@@ -517,5 +517,6 @@ def test_a_killed_worker_is_an_error_not_a_hang(shards):
     next(iterator)
     for child in children() - before:
         os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="killed by signal"):
+    # torch says which of the two it noticed first: the signal, or that the worker is gone.
+    with pytest.raises(RuntimeError, match="DataLoader worker .*(killed by|exited unexpectedly)"):
         list(iterator)
