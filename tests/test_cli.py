@@ -6,9 +6,10 @@ Most commands run in this process, in an empty folder with their own cache.
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from fsdtrain.__main__ import COMMANDS, main
+from fsdtrain.engine.checkpoints import read_step
+from fsdtrain.engine.run_record import read_manifest, read_results
 from fsdtrain.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -391,16 +394,51 @@ def test_bash_completes() -> None:
 
 # --- whole runs ------------------------------------------------------------------------------
 
-Fit = Callable[..., None]
+
+SMOKE = ("experiment=smoke", "training.max_steps=4", "training.validate_every_steps=2")
 
 
-@pytest.mark.slow
+def figures(run_dir: Path) -> dict[str, float]:
+    return {figure.name: figure.value for figure in read_results(run_dir).figures}
+
+
 def test_multirun_trains_once_for_each_value(capsys: Capture, tmp_path: Path) -> None:
-    printed(
-        capsys, "fit", "--multirun", "experiment=smoke", "training.max_steps=2",
-        "training.validate_every_steps=2", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep",
-    )  # fmt: skip
+    sweep = tmp_path / "sweep"
+    printed(capsys, "fit", "--multirun", *SMOKE, "seed=0,1", f"hydra.sweep.dir={sweep}")
     for number in (0, 1):
-        config = (tmp_path / "sweep" / str(number) / "config.yaml").read_text()
-        assert f"\nseed: {number}\n" in f"\n{config}"
-        assert (tmp_path / "sweep" / str(number) / "report.html").exists()
+        assert read_manifest(sweep / str(number)).seed == number
+        assert (sweep / str(number) / "report.html").exists()
+    first, second = ((sweep / str(number) / "metrics.csv").read_bytes() for number in (0, 1))
+    assert first != second
+
+
+def test_a_run_can_be_repeated_evaluated_and_resumed(capsys: Capture, tmp_path: Path) -> None:
+    once, twice, again = (tmp_path / name for name in ("once", "twice", "again"))
+    printed(capsys, "fit", *SMOKE, f"run_dir={once}")
+    printed(capsys, "fit", *SMOKE, f"run_dir={twice}")
+    assert (once / "metrics.csv").read_bytes() == (twice / "metrics.csv").read_bytes()
+    assert figures(once) == figures(twice)
+    manifest = read_manifest(once)
+    assert manifest.command == shlex.join(["fsdtrain", "fit", *SMOKE, f"run_dir={once}"])
+    assert manifest.data_sha256 == read_manifest(twice).data_sha256
+
+    checkpoint = once / "checkpoints" / "last.ckpt"
+    printed(capsys, "validate", "experiment=smoke", f"ckpt_path={checkpoint}", f"run_dir={again}")
+    assert figures(again) == figures(once)
+
+    line = refused(capsys, "fit", *SMOKE, f"run_dir={once}")
+    assert "resume=last" in line
+    printed(capsys, "fit", *SMOKE, "training.max_steps=6", f"run_dir={once}", "resume=last")
+    assert read_step(checkpoint) == 6
+    rows = (once / "metrics.csv").read_text().splitlines()
+    assert len(rows) > len((twice / "metrics.csv").read_text().splitlines())
+
+    line = refused(
+        capsys,
+        "fit",
+        *SMOKE,
+        "model.network.max_views=1",
+        "model.heads.path.hidden=3",
+        f"ckpt_path={checkpoint}",
+    )
+    assert "does not fit this model" in line

@@ -60,6 +60,8 @@ def quiet_logs() -> None:
         "The '.*dataloader' does not have many workers",
         # Lightning's own use of a function that torch has deprecated.
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        # A run that is resumed in its own folder.
+        "Checkpoint directory .* exists and is not empty",
         # The priors, made anew for every validation, are read before the first batch.
         "The ``compute`` method of metric",
     ):

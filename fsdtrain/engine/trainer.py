@@ -1,8 +1,9 @@
 """Builds the Lightning Trainer of a run from plain settings and a backend's parts."""
 
 from pathlib import Path
+from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
@@ -66,6 +67,35 @@ def build_evaluator(backend: Backend, run_dir: Path) -> Trainer:
     )
 
 
+class SaveLast(Callback):
+    """Saves the newest state, to resume from: every so many steps, and after the very last one.
+
+    Not a ModelCheckpoint: those put their options into the checkpoint and complain when a run is
+    resumed with other ones, which is how a run is made longer.
+    """
+
+    def __init__(self, path: Path, *, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # Lightning's own union
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        is_due = step % self.every_n_steps == 0 or step == trainer.max_steps
+        if is_due and step > self.saved_step:  # not for every batch of an accumulated step
+            self.saved_step = step
+            trainer.save_checkpoint(self.path)
+
+
 def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         StepProgressBar(),
@@ -77,22 +107,15 @@ def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
             mode=training.monitor_mode,
             enable_version_counter=False,
         ),
-        # The newest state, to resume from: with every validation, and after the very last step.
-        *(
-            ModelCheckpoint(
-                dirpath=run_dir / "checkpoints",
-                filename="last",
-                every_n_train_steps=num_steps,
-                save_top_k=1,
-                enable_version_counter=False,
-            )
-            for num_steps in {training.validate_every_steps, training.max_steps}
-        ),
     ]
     if training.ema_decay is not None:
         # All weights in one call; Lightning's EMAWeightAveraging takes them one by one.
         average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
         callbacks.append(WeightAveraging(multi_avg_fn=average))
+    # Behind the average, which is part of the state.
+    callbacks.append(
+        SaveLast(run_dir / "checkpoints" / "last.ckpt", every_n_steps=training.validate_every_steps)
+    )
     if training.early_stop_patience is not None:
         callbacks.append(
             EarlyStopping(

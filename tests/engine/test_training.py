@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -185,6 +186,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         states = zip(first.state.values(), second.state.values(), strict=True)
         for one, other in states:
             assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@IN_ITS_FOLDER
+@pytest.mark.parametrize("first_end", [4, 5, 6])
+def test_a_finished_run_can_be_extended(
+    train: Train,
+    make_training: MakeTraining,
+    make_datamodule: Callable[[], FleetDataModule],
+    tmp_path: Path,
+    first_end: int,
+) -> None:
+    """Three batches an epoch: the first run ends within an epoch, or with one; validated or not."""
+    long = make_training(
+        max_steps=10, validate_every_steps=2, schedule="constant", warmup_fraction=0, ema_decay=0.8
+    )
+    short = msgspec.structs.replace(long, max_steps=first_end)
+    _, whole = train(long, tmp_path / "whole", datamodule=make_datamodule())
+    train(short, tmp_path / "parts", datamodule=make_datamodule())
+    checkpoint = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    _, extended = train(
+        long,
+        tmp_path / "parts",
+        datamodule=make_datamodule(),
+        ckpt_path=checkpoint,
+        first_step=read_step(checkpoint),
+    )
+    assert_same_state(extended, whole)
+    for name in ("train/loss", "val/loss"):
+        assert column(tmp_path / "parts", name) == column(tmp_path / "whole", name)
 
 
 @IN_A_NEW_FOLDER
