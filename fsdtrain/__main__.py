@@ -4,6 +4,7 @@ Each command is a recipe in a file of its own; this file only finds it, and turn
 into one sentence and exit code 2. It does not know what a command does.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fsdtrain.errors import UserError
 
 EXIT_USER_ERROR = 2
+# What a full, read-only or foreign disk answers: nothing that a traceback would explain.
+DISK_ERRORS = frozenset(
+    (
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+        errno.ENOTDIR, errno.EEXIST,
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
         if is_debugging:
             raise
         sys.stderr.write(f"fsdtrain: {_one_sentence(error)}\n")
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if is_debugging or error.errno not in DISK_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.stderr.write(
+            f"fsdtrain: cannot write{where}: {error.strerror}; make room there, mend the "
+            "permissions or choose another folder\n"
+        )
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         if is_debugging:

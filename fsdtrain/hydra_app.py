@@ -3,7 +3,6 @@
 It does not know the recipes: a recipe is a module with `run(config: DictConfig) -> None`.
 """
 
-import errno
 import os
 import shlex
 import sys
@@ -16,6 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from fsdtrain.backend import installed_backends
 from fsdtrain.errors import UserError
@@ -31,18 +31,12 @@ class BackendConfigs(SearchPathPlugin):
                 search_path.append(provider=backend.distribution, path=backend.config_path)
 
 
-# What a full, read-only or foreign disk answers: nothing that a traceback would explain.
-DISK_ERRORS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-)
-
-
 def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
     """Parse `arguments` as Hydra does, compose config `name` and call `module.run(config)`.
 
     Raises:
-        UserError: what the recipe raised, arguments that Hydra refuses, or a disk that cannot be
-            written to.
+        UserError: what the recipe raised, or arguments that Hydra refuses.
+        OSError: a file or folder that cannot be read or written.
     """
     has_begun = False
     mistakes: list[UserError | OSError] = []
@@ -58,8 +52,6 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
         try:
             import_module(module).run(config)
         except (UserError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
-                raise
             # Hydra would add lines of its own: a SystemExit passes it untouched.
             mistakes.append(error)
             raise SystemExit from error
@@ -69,31 +61,16 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     except SystemExit:
-        if not mistakes:
-            raise
-        (mistake,) = mistakes
-        if isinstance(mistake, UserError):
-            raise mistake from mistake.__cause__
-        raise _of_the_disk(mistake) from mistake
-    except (UserError, HydraException):
+        if mistakes:
+            raise mistakes[0] from mistakes[0].__cause__
         raise
-    except OSError as error:
-        if has_begun:
-            raise
-        raise _of_the_disk(error) from error  # the folder for this run's log
+    except (HydraException, OmegaConfBaseException):
+        raise
     except ValueError as error:
         if has_begun:
             raise
         raise UserError(str(error)) from error  # arguments that Hydra refuses without a class
     return 0
-
-
-def _of_the_disk(error: OSError) -> UserError:
-    where = f" {error.filename}" if error.filename else ""
-    return UserError(
-        f"cannot write{where}: {error.strerror}; make room there, or choose another folder with "
-        "run_dir=... or hydra.run.dir=..."
-    )
 
 
 def command_line() -> str:
@@ -105,7 +82,12 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """The composed config of a command, for commands that do not run under Hydra."""
     _prepare_hydra()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        return compose(config_name=name, overrides=overrides)
+        try:
+            return compose(config_name=name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException):
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def complete_shell(arguments: list[str], *, hydra_commands: dict[str, bool]) -> int:

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from fsdtrain.__main__ import COMMANDS, main
+from fsdtrain.data.schema import Clip
+from fsdtrain.data.shard import write_shards
 from fsdtrain.engine.checkpoints import read_step
 from fsdtrain.engine.run_record import read_manifest, read_results
 from fsdtrain.errors import UserError
@@ -203,6 +205,23 @@ def test_what_is_no_checkpoint_is_one_line(
     assert not (tmp_path / "cache").exists(), "no data were made first"
 
 
+def test_a_disk_that_fills_up_in_training_is_one_line(
+    capsys: Capture, make_clip: Callable[..., Clip], tmp_path: Path
+) -> None:
+    for split, seed in (("train", 0), ("val", 1)):
+        clip = make_clip(clip_id=split, seed=seed, size=(48, 96))
+        write_shards([clip], tmp_path / split, prefix=split, clips_per_shard=1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt.partial").symlink_to("/dev/full")
+    line = refused(
+        capsys, "fit", "experiment=smoke", "training.max_steps=2", "data.batch_size=1",
+        "data=shards", "data.train=train", "data.val=val", "run_dir=run",
+    )  # fmt: skip
+    assert "No space left on device" in line
+    assert list(checkpoints.iterdir()) == []
+
+
 def test_validate_wants_a_checkpoint(capsys: Capture) -> None:
     assert "ckpt_path=" in refused(capsys, "validate")
 
@@ -215,6 +234,8 @@ def test_validate_wants_a_checkpoint(capsys: Capture) -> None:
         (["make", "data.fleet.num_train_scenes=0"], ["num_train_scenes"]),
         (["make", "data.fleet.no_such=1"], ["no_such"]),
         (["make", "data=shards"], ["data.train"]),
+        (["make", "data=3"], ["Config group override"]),
+        (["make", "--out", "file/fleet"], ["file"]),
         (["convert", "ddad", "--src", "nowhere", "--out", "o"], ["nowhere"]),
         (["convert", "video", "--src", "nowhere.mp4", "--out", "o"], ["nowhere.mp4"]),
         (["convert", "kitti-odometry", "--src", "nowhere", "--out", "o"], ["nowhere"]),
@@ -222,10 +243,21 @@ def test_validate_wants_a_checkpoint(capsys: Capture) -> None:
     ids=lambda value: " ".join(value),
 )
 def test_what_data_cannot_do_is_one_line(
-    capsys: Capture, arguments: list[str], words: list[str]
+    capsys: Capture, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
+    (tmp_path / "file").write_text("not a folder")
     line = refused(capsys, "data", *arguments)
     assert all(word in line for word in words), line
+
+
+def test_pictures_that_cannot_be_written_are_one_line(
+    capsys: Capture, make_clip: Callable[..., Clip], tmp_path: Path
+) -> None:
+    (shard,) = write_shards([make_clip()], tmp_path / "shards", prefix="a", clips_per_shard=1)
+    (tmp_path / "file").write_text("not a folder")
+    assert "file/x" in refused(capsys, "data", "inspect", str(shard), "--out", "file/x")
+    (tmp_path / "clip-0.png").symlink_to("/dev/full")
+    assert "No space left" in refused(capsys, "data", "inspect", str(shard))
 
 
 @pytest.mark.parametrize(
