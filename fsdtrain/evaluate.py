@@ -39,6 +39,8 @@ from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import command_line
+from fsdtrain.report.curve_picture import curves_png
+from fsdtrain.report.curves import read_curves
 from fsdtrain.report.examples import draw_examples
 from fsdtrain.report.html import write_report
 from fsdtrain.settings import Settings, read_settings
@@ -151,6 +153,8 @@ def conclude(
     if trainer.is_global_zero:
         write_json(run_dir / "results.json", results)
         draw_examples(module, datamodule, run_dir / "pictures", num_clips=num_report_clips)
+        if (run_dir / "metrics.csv").exists():  # a training run
+            curves_png(read_curves(run_dir / "metrics.csv"), run_dir / "curves.png")
         report = write_report(run_dir)
         Console().print(results_table(results))
         logger.info("report: %s", report)

@@ -2,7 +2,7 @@
 
     manifest.json      Manifest: versions, git, config hash, seed, data hash, device, backend
     config.yaml        the composed configuration
-    metrics.csv        every logged scalar by step
+    metrics.csv        every logged scalar by step; curves.png shows them
     results.json       Results: the final figures, each with its origin and its baselines
     checkpoints/       best.ckpt, last.ckpt
     tensorboard/       the same scalars for TensorBoard

@@ -45,7 +45,7 @@ _SOURCES = ("schema.py", "geometry.py", "video.py", "shard.py")
 class SyntheticFleet:
     """The parameters of a set; equal parameters give equal shards."""
 
-    num_train_scenes: int = 512
+    num_train_scenes: int = 384
     num_val_scenes: int = 64
     seed: int = 0
     num_cameras: int = 5  # 1..8, evenly around
