@@ -434,6 +434,7 @@ def figures(run_dir: Path) -> dict[str, float]:
     return {figure.name: figure.value for figure in read_results(run_dir).figures}
 
 
+@pytest.mark.slow
 def test_multirun_trains_once_for_each_value(capsys: Capture, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     printed(capsys, "fit", "--multirun", *SMOKE, "seed=0,1", f"hydra.sweep.dir={sweep}")

@@ -227,7 +227,9 @@ def test_it_trains_ten_steps_with_its_own_op(acme: Installation, shards: Path) -
     ("overrides", "words"),
     [
         (["backend=acme", "backend.knob=1"], ["backend.knob"]),
-        (["backend=acme", "+backend.knob=1"], ["'acme'", "knob"]),
+        pytest.param(
+            ["backend=acme", "+backend.knob=1"], ["'acme'", "knob"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_wrong_knob_is_one_line(
