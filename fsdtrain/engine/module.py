@@ -61,9 +61,20 @@ class DrivingModule(LightningModule):
         # Lightning spends half a millisecond on each of these in every step, to drop all but those
         # of every n-th.
         if (self.global_step + 1) % self.training_settings.log_every_steps == 0:
+            self._check_finite(output)
             self.log("train/loss", output.loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in output.losses.items()})
         return output.loss
+
+    def _check_finite(self, output: StepOutput) -> None:
+        if not torch.isfinite(output.loss):
+            losses = ", ".join(
+                f"{name} {float(value.detach()):g}" for name, value in output.losses.items()
+            )
+            raise UserError(
+                f"training diverged: the loss is not finite at step {self.global_step} ({losses}); "
+                "lower training.learning_rate, or go on from an earlier checkpoint"
+            )
 
     def on_validation_epoch_start(self) -> None:
         priors = {name: prior.compute() for name, prior in self.priors.items()}

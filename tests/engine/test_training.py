@@ -377,6 +377,13 @@ def test_a_monitor_that_nothing_logs_is_one_sentence(
         train(make_training(monitor="val/no_such_figure"), tmp_path)
 
 
+def test_a_diverged_run_stops_with_one_sentence(
+    train: Train, make_training: MakeTraining, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"diverged.*at step [0-9]+ \(.*training\.learning_rate"):
+        train(make_training(learning_rate=1e30, log_every_steps=1), tmp_path)
+
+
 def test_weights_decay_and_scales_and_biases_do_not(
     make_network: MakeNetwork, make_training: MakeTraining
 ) -> None:
