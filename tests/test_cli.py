@@ -4,6 +4,7 @@ Most commands run in this process, in an empty folder with their own cache.
 """
 
 import logging
+import math
 import os
 import re
 import shlex
@@ -432,6 +433,24 @@ SMOKE = ("experiment=smoke", "training.max_steps=4", "training.validate_every_st
 
 def figures(run_dir: Path) -> dict[str, float]:
     return {figure.name: figure.value for figure in read_results(run_dir).figures}
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_run(tmp_path: Path) -> None:
+    """DDP over gloo: the second rank is started from the command line that the first was given."""
+    done = run(
+        "fit", *SMOKE, "backend.devices=2", "data.batch_size=1", f"run_dir={tmp_path / 'run'}",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("report: ") == 1, "only rank 0 speaks"
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    # Four training clips, two a step on two ranks: the second step ends the first epoch.
+    assert last["epoch"] == 1
+    results = read_results(tmp_path / "run")
+    assert results.num_clips == 2
+    assert all(math.isfinite(figure.value) for figure in results.figures)
 
 
 @pytest.mark.slow
