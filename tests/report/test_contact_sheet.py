@@ -43,7 +43,7 @@ def test_an_unlabelled_clip_of_one_frame(make_clip):
         meta=msgspec.structs.replace(clip.meta, annotations=(), has_ego_motion=False),
         labels=msgspec.structs.replace(clip.labels, boxes=None, lanes=None, occupancy=None),
     )
-    contact_sheet(bare)
+    assert contact_sheet(bare).tobytes() != contact_sheet(clip).tobytes()
 
 
 def test_a_broken_video_is_named(make_clip):

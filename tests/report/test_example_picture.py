@@ -106,7 +106,9 @@ def test_boxes_outside_the_grid_are_left_out(make_example: Callable[..., Example
 
 
 def test_a_path_known_for_no_step_is_drawn(make_example: Callable[..., ExampleClip]) -> None:
-    draw_example(replace(make_example([0.0]), path_truth_S2=np.zeros((0, 2))))
+    example = make_example([0.0])
+    without = draw_example(replace(example, path_truth_S2=np.zeros((0, 2))))
+    assert without.tobytes() != draw_example(example).tobytes()
 
 
 def test_two_draws_are_equal(make_example: Callable[..., ExampleClip]) -> None:
