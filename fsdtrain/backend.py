@@ -86,6 +86,37 @@ class StepProfile:
     ops: tuple[OpProfile, ...]
 
 
+# Bins of an exponent histogram; the first and the last also hold everything beyond them.
+HISTOGRAM_MIN_EXPONENT = -64
+HISTOGRAM_BINS = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNumerics:
+    """What one emulated number format did to one tensor of the step since the last reading.
+
+    A tensor is told from all others by its layer, op and role. Shares are of `num_elements`.
+    """
+
+    layer: str  # module path in the step, "network.backbone.stem.0"; "" if unknown
+    op: str  # "convolution", "add", ...
+    role: str  # activation, weight, activation_gradient, master_weight, first_moment, ...
+    format: str  # "cfloat8_1_4_3"
+    rounding: str  # "nearest" or "stochastic"
+    bias: int | None  # the exponent bias in use; None: the format has a fixed one
+    num_elements: int
+    saturated_share: float  # had to be clamped to the largest value
+    underflowed_share: float  # were not zero and became zero
+    nan_share: float
+    amax: float  # largest finite magnitude before rounding
+    # Signal over rounding noise against FP32 in dB: 10 log10(sum x^2 / sum (x - rounded x)^2).
+    snr_db: float | None  # None: no noise, or no signal
+    # Elements with floor(log2 |x|) = HISTOGRAM_MIN_EXPONENT + index, before rounding; no zeros.
+    exponent_histogram: tuple[int, ...]
+    # Exponents of the smallest denormal and of the largest value of the format at this bias.
+    representable_exponents: tuple[int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How far this backend may stand from the FP32 reference, relative to the largest value."""
@@ -126,6 +157,14 @@ class Backend(ABC):
     @abstractmethod
     def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
         """Profile `step(batch).loss.backward()` after a warm-up."""
+
+    def read_numerics(self) -> tuple[TensorNumerics, ...]:
+        """The newest reading, once; empty where there is none.
+
+        The engine asks after every batch. A backend that emulates number formats measures every so
+        many steps, as its options say; any other never does.
+        """
+        return ()
 
     def to_device(self, value: Tensor) -> Tensor:
         """Bring a tensor to where this backend computes; for tests and profiles."""
