@@ -95,7 +95,8 @@ HISTOGRAM_BINS = 96
 class TensorNumerics:
     """What one emulated number format did to one tensor of the step since the last reading.
 
-    A tensor is told from all others by its layer, op and role. Shares are of `num_elements`.
+    Shares are of `num_elements`, and every float is finite. Readings list their tensors in the same
+    order, which tells those of one layer, op and role apart.
     """
 
     layer: str  # module path in the step, "network.backbone.stem.0"; "" if unknown

@@ -68,9 +68,7 @@ class DrivingModule(LightningModule):
 
     def _check_finite(self, output: StepOutput) -> None:
         if not torch.isfinite(output.loss):
-            losses = ", ".join(
-                f"{name} {float(value.detach()):g}" for name, value in output.losses.items()
-            )
+            losses = ", ".join(f"{name} {float(value):g}" for name, value in output.losses.items())
             raise UserError(
                 f"training diverged: the loss is not finite at step {self.global_step} ({losses}); "
                 "lower training.learning_rate, or go on from an earlier checkpoint"

@@ -13,7 +13,10 @@ from fsdtrain.models.hydra_bev import HydraBev
 
 
 class StepOutput(NamedTuple):
-    """`loss` is the sum of `losses`, which are named <head>/<loss>; `outputs` go by head."""
+    """`loss` is the sum of `losses`, which are named <head>/<loss>; `outputs` go by head.
+
+    Only `loss` carries gradients: a compiled backward would take one for every output that does.
+    """
 
     loss: Tensor
     losses: dict[str, Tensor]
@@ -36,4 +39,11 @@ class TrainingStep(nn.Module):
         }
         loss = sum(losses.values())
         assert isinstance(loss, Tensor), "a model needs at least one head with a loss"
-        return StepOutput(loss, losses, outputs)
+        return StepOutput(
+            loss,
+            {name: value.detach() for name, value in losses.items()},
+            {
+                name: {key: value.detach() for key, value in of_head.items()}
+                for name, of_head in outputs.items()
+            },
+        )
