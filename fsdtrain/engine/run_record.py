@@ -3,6 +3,8 @@
     manifest.json      Manifest: versions, git, config hash, seed, data hash, device, backend
     config.yaml        the composed configuration
     metrics.csv        every logged scalar by step; curves.png shows them
+    numerics.csv       what emulated number formats did to every tensor, by step; see
+                       numerics_record.py, numerics_histograms.json too
     results.json       Results: the final figures, each with its origin and its baselines
     checkpoints/       best.ckpt, last.ckpt
     tensorboard/       the same scalars for TensorBoard
@@ -170,15 +172,16 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
 
 def read_manifest(run_dir: Path) -> Manifest:
     """The manifest of a finished or running run; UserError where it is none."""
-    return _read(run_dir / "manifest.json", Manifest)
+    return read_json(run_dir / "manifest.json", Manifest)
 
 
 def read_results(run_dir: Path) -> Results:
     """The final figures of a run; UserError where they are missing or of another schema."""
-    return _read(run_dir / "results.json", Results)
+    return read_json(run_dir / "results.json", Results)
 
 
-def _read(path: Path, kind: type[StructType]) -> StructType:
+def read_json(path: Path, kind: type[StructType]) -> StructType:
+    """Read what `write_json` wrote; UserError where it is missing or of another schema."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:

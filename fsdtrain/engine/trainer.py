@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fsdtrain.backend import Backend
 from fsdtrain.engine.checkpoint_io import WholeCheckpointIO
 from fsdtrain.engine.loggers import build_loggers
+from fsdtrain.engine.numerics_log import NumericsLog
 from fsdtrain.engine.progress import StepProgressBar
 from fsdtrain.settings import TrainingSettings
 
@@ -42,7 +43,7 @@ def build_trainer(
         # Our loader slices the global order by rank itself.
         use_distributed_sampler=False,
         enable_model_summary=False,
-        callbacks=_callbacks(training, run_dir),
+        callbacks=_callbacks(training, backend, run_dir, first_step=first_step),
         logger=build_loggers(run_dir, first_step=first_step),
         default_root_dir=run_dir,
     )
@@ -96,7 +97,9 @@ class SaveLast(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
+def _callbacks(
+    training: TrainingSettings, backend: Backend, run_dir: Path, *, first_step: int
+) -> list[Callback]:
     callbacks: list[Callback] = [
         # Drawing costs two milliseconds, and between logged steps there is no new loss to show.
         StepProgressBar(refresh_rate=training.log_every_steps),
@@ -109,6 +112,8 @@ def _callbacks(training: TrainingSettings, run_dir: Path) -> list[Callback]:
             enable_version_counter=False,
         ),
     ]
+    if backend.value_origin == "EMULATED":
+        callbacks.append(NumericsLog(backend, run_dir, first_step=first_step))
     if training.ema_decay is not None:
         # All weights in one call; Lightning's EMAWeightAveraging takes them one by one.
         average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]

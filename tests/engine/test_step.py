@@ -1,6 +1,7 @@
 """The inner module: what it gives, and what of it can be differentiated."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,11 @@ def test_only_the_loss_carries_gradients_and_all_of_them(
 
     # The same by hand, on the heads themselves.
     outputs = network(batch)
+    heads: Any = network.heads  # ModuleDict is not generic
     losses = [
-        loss
-        for name, head in network.heads.items()
-        for loss in head.loss(outputs[name], batch).values()
+        loss for name, head in heads.items() for loss in head.loss(outputs[name], batch).values()
     ]
     parameters = list(network.parameters())
-    expected = torch.autograd.grad(sum(losses), parameters)  # type: ignore[arg-type]  # a Tensor
+    expected = torch.autograd.grad(sum(losses), parameters)
     for found, wanted in zip(torch.autograd.grad(output.loss, parameters), expected, strict=True):
         assert torch.equal(found, wanted)
