@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fsdtrain.backend import HISTOGRAM_BINS, HISTOGRAM_MIN_EXPONENT, TensorNumerics
 from fsdtrain.data.batch import ClipBatch, ClipWindow
 from fsdtrain.data.collate import Sample, collate
 from fsdtrain.data.geometry import (
@@ -87,6 +88,25 @@ def make_batch() -> MakeBatch:
 def make_training() -> MakeTraining:
     """`make_training(max_steps=10, ...)` -> TrainingSettings, EMA off."""
     return _make_training
+
+
+def _make_tensor_numerics(**changes: object) -> TensorNumerics:
+    histogram = [0] * HISTOGRAM_BINS
+    histogram[-3 - HISTOGRAM_MIN_EXPONENT] = 1000
+    fields: dict[str, Any] = {
+        "layer": "network.backbone.stem.0", "op": "convolution", "role": "activation",
+        "format": "cfloat8_1_4_3", "rounding": "nearest", "bias": 9, "num_elements": 1000,
+        "saturated_share": 0.0, "underflowed_share": 0.0, "nan_share": 0.0, "amax": 0.25,
+        "snr_db": 31.5, "exponent_histogram": tuple(histogram),
+        "representable_exponents": (-11, 6),
+    }  # fmt: skip
+    return TensorNumerics(**fields | changes)
+
+
+@pytest.fixture(scope="session")
+def make_tensor_numerics() -> Callable[..., TensorNumerics]:
+    """`make_tensor_numerics(role="weight", ...)` -> a tensor in range; every field has a value."""
+    return _make_tensor_numerics
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from fsdtrain.backend import load_backend
+from fsdtrain.backend import Backend, load_backend
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.module import DrivingModule
@@ -55,9 +55,11 @@ def train(make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipB
         callbacks: tuple[Callback, ...] = (),
         ckpt_path: Path | None = None,
         first_step: int = 0,
+        backend: Backend | None = None,
     ) -> tuple[Trainer, DrivingModule]:
         module = DrivingModule(TrainingStep(network or make_network()), training)
-        trainer = build_trainer(training, load_backend("cpu", {}), run_dir, first_step=first_step)
+        backend = backend or load_backend("cpu", {})
+        trainer = build_trainer(training, backend, run_dir, first_step=first_step)
         trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning's, untyped
         loaders: dict[str, Any] = {"datamodule": datamodule}
         if datamodule is None:
