@@ -1,0 +1,123 @@
+"""Round float32 tensors in place to a number format, counting what is lost, in one pass.
+
+The rules of all devices, with |x| before rounding:
+
+- nearest: to the nearest value, ties to the even code; stochastic: up or down with probabilities
+  as the distances, the random bits as in random_bits.py.
+- saturated: rounded beyond the largest finite value. Formats without infinity then hold the largest
+  value with the sign of x, infinities too. Formats with infinity become infinite when rounding to
+  nearest (IEEE 754); stochastic rounding clamps finite numbers and leaves infinities.
+- an unsigned format holds zero for a negative x, counted as saturated; -0 becomes +0.
+- NaN stays NaN, or becomes the largest positive value where the format has none: the white paper
+  says "clamp to max representable" and nothing of the sign. Only counted as NaN.
+- underflowed: x is not zero, the result is. Signed zeros stay.
+"""
+
+from enum import Enum, IntEnum
+
+import torch
+
+from fsdtrain.backend import BackendError
+from fsdtrain_dojo.arithmetic import rounding_cpu
+from fsdtrain_dojo.arithmetic.grid import has_float32_exponents, make_grid
+from fsdtrain_dojo.arithmetic.random_bits import Key
+from fsdtrain_dojo.formats import FP32, Denormals, Format
+
+NUM_COUNTS = 5
+
+
+class Rounding(Enum):
+    """How to choose between the two neighbouring values."""
+
+    NEAREST = "nearest"
+    STOCHASTIC = "stochastic"
+
+
+class Count(IntEnum):
+    """The layout of one row of counts, int64."""
+
+    ELEMENTS = 0
+    SATURATED = 1
+    UNDERFLOWED = 2
+    NAN = 3
+    AMAX_BITS = 4  # float32 bits of the largest finite |x| before rounding; of rows the maximum
+
+
+class Rounder:
+    """Rounds to one format in one way, at any of its biases."""
+
+    def __init__(self, format: Format, rounding: Rounding) -> None:
+        self.format = format
+        self.rounding = rounding
+        self._grid_words: dict[int, torch.Tensor] = {}
+        self._kernel = (
+            rounding_cpu.observe_elements
+            if format.mantissa_bits == FP32.mantissa_bits
+            else rounding_cpu.make_kernel(
+                stochastic=rounding is Rounding.STOCHASTIC,
+                float32_exponents=has_float32_exponents(format),
+                has_gap=format.denormals is not Denormals.GRADUAL,
+                has_specials=format.has_specials,
+                is_signed=format.sign_bits == 1,
+            )
+        )
+
+    def __call__(
+        self,
+        tensor: torch.Tensor,
+        bias: int,
+        counts: torch.Tensor,
+        key: Key = (0, 0),
+        first_element: int = 0,
+    ) -> None:
+        """Round `tensor` in place and add what happened to `counts`.
+
+        Args:
+            tensor: float32, dense in memory in any order of its dimensions.
+            bias: exponent bias of the format.
+            counts: int64 [NUM_COUNTS] on the tensor's device, see `Count`.
+            key: key of the random bits, see `random_bits.stream_key`.
+            first_element: index of the element that comes first in memory.
+
+        Raises:
+            BackendError: no such bias; another dtype; strides with holes or overlaps.
+        """
+        if tensor.dtype is not torch.float32:
+            raise BackendError(f"rounding works on float32 tensors in place, not {tensor.dtype}")
+        if not (tensor.is_contiguous() or _is_dense(tensor)):
+            raise BackendError(
+                f"rounding in place needs a tensor without holes or overlaps in memory; this one "
+                f"has shape {tuple(tensor.shape)} and strides {tensor.stride()}"
+            )
+        grid = self._grid_words.get(bias)
+        if grid is None:
+            words = make_grid(self.format, bias).words()
+            grid = self._grid_words[bias] = torch.from_numpy(words.view("int32"))
+        rounding_cpu.run(
+            self._kernel, tensor.data_ptr(), tensor.numel(), counts, grid.data_ptr(), key,
+            first_element,
+        )  # fmt: skip
+
+
+def make_rounder(format: Format, rounding: Rounding) -> Rounder:
+    """Rounds to `format` in the way of `rounding`."""
+    return Rounder(format, rounding)
+
+
+def amax(tensor: torch.Tensor) -> float:
+    """The largest finite magnitude in a float32 tensor; zero if there is none."""
+    counts = torch.zeros(NUM_COUNTS, dtype=torch.int64, device=tensor.device)
+    make_rounder(FP32, Rounding.NEAREST)(tensor, FP32.bias, counts)
+    return float(counts[Count.AMAX_BITS].to(torch.int32).view(torch.float32))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one piece of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True

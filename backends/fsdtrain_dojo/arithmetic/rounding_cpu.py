@@ -1,0 +1,272 @@
+"""Rounding float32 numbers in memory to a grid: numba kernels for CPUs, and their threads.
+
+The kernels get addresses instead of arrays, which saves a microsecond a call, and work on bit
+patterns alone. What they compute for one element, all in float32 or uint32:
+
+    magnitude  the bits of |x|; NaN above infinity above all numbers
+    clipped    min(magnitude, overflow): the first step beyond the largest value stands for the rest
+    nearest    (|x| + c) - c with c = 2^(e + shift), e the exponent of |x| or the smallest of the
+               format: c's last bit is worth one step of the format, so that the addition rounds to
+               nearest even. With float32's own exponents: bits + half a step, last bits cleared.
+    stochastic the significand, an integer of 24 bits, is moved right to where the steps of the
+               format are whole numbers, after as many random bits as fall off were added to it.
+               At most 31 bits fall off; of numbers further below the smallest step the rest is cut
+               first. So a value of the format never moves, and the chance to go up is the distance
+               from the value below, in steps, exactly or to within 2^-31 of a step.
+    gap        where the format lacks values (see `Grid`): nearest by comparison; stochastic by
+               comparing 23 random bits with the distance, to within 2^-23.
+
+The loops contain no floating-point reduction, so that LLVM vectorises them as they stand; the
+counts of a block fit 32 bits.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+
+from fsdtrain_dojo.arithmetic.compiled import (
+    Bits,
+    array_at,
+    as_bits,
+    as_float32,
+    as_pointer,
+    compiled,
+    f32,
+    i64,
+    inlined,
+    u32,
+)
+from fsdtrain_dojo.arithmetic.random_bits import (
+    MULTIPLIER_1,
+    MULTIPLIER_2,
+    Key,
+    key_of_high_word,
+)
+
+# address, number of elements, address of the counts, address of the grid's words, the key's two
+# words, lower word of the first element's index
+Kernel = Callable[[int, int, int, int, int, int, int], None]
+
+BLOCK = 1 << 20
+MIN_ELEMENTS_PER_THREAD = 1 << 17
+_HIGH_WORD = 1 << 32
+
+
+def run(
+    kernel: Kernel,
+    address: int,
+    num_elements: int,
+    counts: torch.Tensor,
+    grid_address: int,
+    key: Key,
+    first_element: int,
+) -> None:
+    """Run `kernel` over float32 numbers in memory, on torch's number of threads if they are many.
+
+    The random bits follow the element's index, so the result does not depend on the threads.
+    """
+    low = first_element & (_HIGH_WORD - 1)
+    if num_elements < 2 * MIN_ELEMENTS_PER_THREAD and low + num_elements <= _HIGH_WORD:
+        key = key_of_high_word(key, first_element >> 32)
+        kernel(address, num_elements, counts.data_ptr(), grid_address, *key, low)
+        return
+    num_threads = min(torch.get_num_threads(), max(num_elements // MIN_ELEMENTS_PER_THREAD, 1))
+    pieces = _split(num_elements, first_element, num_threads)
+    rows = counts.new_zeros((len(pieces), counts.numel()))
+    width = rows.shape[1] * rows.element_size()
+
+    def run_piece(index: int) -> None:
+        start, stop = pieces[index]
+        element = first_element + start
+        words = key_of_high_word(key, element >> 32)
+        kernel(
+            address + 4 * start, stop - start, rows.data_ptr() + width * index,
+            grid_address, *words, element & (_HIGH_WORD - 1),
+        )  # fmt: skip
+
+    if num_threads == 1:
+        for index in range(len(pieces)):
+            run_piece(index)
+    else:
+        list(_pool(num_threads).map(run_piece, range(len(pieces))))
+    counts[:-1] += rows[:, :-1].sum(0)
+    counts[-1] = torch.maximum(counts[-1], rows[:, -1].max())
+
+
+def _split(num_elements: int, first_element: int, num_pieces: int) -> list[tuple[int, int]]:
+    """Nearly equal ranges of elements, cut also where the upper word of the index changes."""
+    cuts = {num_elements * piece // num_pieces for piece in range(num_pieces + 1)}
+    cuts.update(range(-first_element % _HIGH_WORD, num_elements, _HIGH_WORD))
+    ordered = sorted(cuts)
+    return list(zip(ordered[:-1], ordered[1:], strict=True))
+
+
+@lru_cache(maxsize=1)
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="dojo-rounding")
+
+
+@lru_cache(maxsize=64)
+def make_kernel(
+    *,
+    stochastic: bool,
+    float32_exponents: bool,
+    has_gap: bool,
+    has_specials: bool,
+    is_signed: bool,
+) -> Kernel:
+    """The kernel for one kind of format; compiled at its first call, then cached on disk."""
+
+    @compiled
+    def round_elements(
+        address: int,
+        num_elements: int,
+        counts_address: int,
+        grid_address: int,
+        key_0: int,
+        key_1: int,
+        first_element: int,
+    ) -> None:
+        grid = array_at(as_pointer(grid_address), 7, u32)
+        counts = array_at(as_pointer(counts_address), 5, i64)
+        shift, exponent, max_finite, overflow = grid[0], grid[1], grid[2], grid[3]
+        gap_low, gap_high, gap_up = grid[4], grid[5], grid[6]
+        gap_width = f32(as_float32(gap_high) - as_float32(gap_low))
+        for start in range(0, num_elements, BLOCK):
+            length = min(BLOCK, num_elements - start)
+            block = array_at(as_pointer(address + 4 * start), length, u32)
+            counter = u32(u32(first_element + start) + u32(key_0))
+            num_saturated, num_underflowed, num_nan, amax = u32(0), u32(0), u32(0), u32(0)
+            for index in range(length):
+                bits = block[index]
+                sign = u32(bits & u32(0x80000000))
+                magnitude = u32(bits & u32(0x7FFFFFFF))
+                is_nan = magnitude > u32(0x7F800000)
+                num_nan = u32(num_nan + u32(is_nan))
+                amax = max(amax, magnitude if magnitude < u32(0x7F800000) else u32(0))
+                if not is_signed:
+                    is_negative = (sign > u32(0)) & (not is_nan)
+                    num_saturated = u32(num_saturated + u32(is_negative & (magnitude > u32(0))))
+                    magnitude = u32(0) if is_negative else magnitude
+                    sign = u32(0)
+                clipped = min(magnitude, overflow)
+                if stochastic:
+                    random = _random(u32(counter + u32(index)), u32(key_1))
+                    if float32_exponents:
+                        rounded = _drop_stochastic(clipped, shift, random)
+                    else:
+                        rounded = _round_stochastic(clipped, shift, exponent, random)
+                    if has_gap and gap_low < magnitude and magnitude < gap_high:
+                        distance = f32(as_float32(magnitude) - as_float32(gap_low))
+                        goes_up = _between_0_and_1(random) < f32(distance / gap_width)
+                        rounded = gap_high if goes_up else gap_low
+                else:
+                    if float32_exponents:
+                        rounded = _drop_nearest(clipped, shift)
+                    else:
+                        rounded = _round_nearest(clipped, shift, exponent)
+                    if has_gap and gap_low < magnitude and magnitude < gap_high:
+                        rounded = gap_high if magnitude >= gap_up else gap_low
+                num_saturated = u32(num_saturated + u32(rounded > max_finite))
+                num_underflowed = u32(
+                    num_underflowed + u32((rounded == u32(0)) & (magnitude > u32(0)))
+                )
+                if has_specials:
+                    if stochastic:
+                        is_infinite = magnitude == u32(0x7F800000)
+                        rounded = min(rounded, max_finite)
+                    else:
+                        is_infinite = rounded > max_finite
+                    rounded = u32(0x7F800000) if is_infinite else rounded
+                    rounded = u32(0x7FC00000) if is_nan else rounded
+                else:
+                    rounded = min(rounded, max_finite)
+                    sign = u32(0) if is_nan else sign
+                block[index] = u32(rounded | sign)
+            counts[0] += length
+            counts[1] += i64(num_saturated) - i64(num_nan)
+            counts[2] += num_underflowed
+            counts[3] += num_nan
+            counts[4] = max(counts[4], i64(amax))
+
+    return round_elements
+
+
+@inlined
+def _round_nearest(clipped: Bits, shift: Bits, exponent: Bits) -> Bits:
+    large = u32(max(u32(clipped >> u32(23)), exponent) + shift)
+    anchor = as_float32(u32(large << u32(23)))
+    return as_bits(f32(f32(as_float32(clipped) + anchor) - anchor))
+
+
+@inlined
+def _drop_nearest(clipped: Bits, shift: Bits) -> Bits:
+    mask = u32((u32(1) << shift) - u32(1))
+    is_odd = u32(u32(clipped >> shift) & u32(1))
+    return u32(u32(clipped + u32(u32(mask >> u32(1)) + is_odd)) & u32(~mask))
+
+
+@inlined
+def _round_stochastic(clipped: Bits, shift: Bits, exponent: Bits, random: Bits) -> Bits:
+    own_exponent = u32(clipped >> u32(23))
+    step_exponent = max(own_exponent, exponent)
+    below = u32(step_exponent - own_exponent)
+    further = min(below, u32(u32(31) - shift))
+    cut = min(u32(below - further), u32(31))
+    dropped = u32(shift + further)
+    significand = u32(u32(clipped & u32(0x7FFFFF)) | u32(0x800000)) >> cut
+    steps = u32(u32(significand + u32(random >> u32(u32(32) - dropped))) >> dropped)
+    anchor = u32(u32(step_exponent + shift) << u32(23))
+    return as_bits(f32(as_float32(u32(anchor + steps)) - as_float32(anchor)))
+
+
+@inlined
+def _drop_stochastic(clipped: Bits, shift: Bits, random: Bits) -> Bits:
+    mask = u32((u32(1) << shift) - u32(1))
+    return u32(u32(clipped + u32(random >> u32(u32(32) - shift))) & u32(~mask))
+
+
+@inlined
+def _between_0_and_1(random: Bits) -> Bits:
+    """One of the 2^23 middles of equal intervals."""
+    one_to_two = as_float32(u32(u32(random >> u32(9)) | u32(0x3F800000)))
+    return f32(one_to_two - f32(1 - 2.0**-24))
+
+
+@inlined
+def _random(hashed: Bits, key_1: Bits) -> Bits:
+    """The generator of random_bits.py from where the counter was added to the first key word."""
+    hashed = u32(hashed ^ u32(hashed >> u32(16)))
+    hashed = u32(u32(hashed * u32(MULTIPLIER_1)) ^ key_1)
+    hashed = u32(hashed ^ u32(hashed >> u32(15)))
+    hashed = u32(hashed * u32(MULTIPLIER_2))
+    return u32(hashed ^ u32(hashed >> u32(15)))
+
+
+@compiled
+def observe_elements(
+    address: int,
+    num_elements: int,
+    counts_address: int,
+    grid_address: int,
+    key_0: int,
+    key_1: int,
+    first_element: int,
+) -> None:
+    """Count only, as for FP32: elements, infinities as saturated, NaN, largest finite magnitude."""
+    counts = array_at(as_pointer(counts_address), 5, i64)
+    for start in range(0, num_elements, BLOCK):
+        length = min(BLOCK, num_elements - start)
+        block = array_at(as_pointer(address + 4 * start), length, u32)
+        num_not_finite, num_nan, amax = u32(0), u32(0), u32(0)
+        for index in range(length):
+            magnitude = u32(block[index] & u32(0x7FFFFFFF))
+            num_nan = u32(num_nan + u32(magnitude > u32(0x7F800000)))
+            num_not_finite = u32(num_not_finite + u32(magnitude >= u32(0x7F800000)))
+            amax = max(amax, magnitude if magnitude < u32(0x7F800000) else u32(0))
+        counts[0] += length
+        counts[1] += i64(num_not_finite) - i64(num_nan)
+        counts[3] += num_nan
+        counts[4] = max(counts[4], i64(amax))
