@@ -64,6 +64,15 @@ def _as_bits(typing_context: Any, number: Any) -> Any:
     return _cast(types.uint32, types.float32, "bitcast", ir.IntType(32))
 
 
+def _shift_right(typing_context: Any, bits: Any, places: Any) -> Any:
+    """A uint32 shifted right by fewer than 32 places; numba's own operator takes 64 bits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.lshr(*arguments)
+
+    return types.uint32(types.uint32, types.uint32), generate
+
+
 def _as_pointer(typing_context: Any, address: Any) -> Any:
     """An address in memory, an int64, as what `carray` takes."""
     return _cast(types.voidptr, types.int64, "inttoptr", ir.IntType(8).as_pointer())
@@ -71,5 +80,6 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
 
 as_float32: Any = intrinsic(_as_float32)
 as_bits: Any = intrinsic(_as_bits)
+shift_right: Any = intrinsic(_shift_right)
 as_pointer: Any = intrinsic(_as_pointer)
 array_at: Any = carray  # pointer, length, type of the elements

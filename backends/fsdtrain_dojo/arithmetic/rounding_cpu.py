@@ -36,6 +36,7 @@ from fsdtrain_dojo.arithmetic.compiled import (
     f32,
     i64,
     inlined,
+    shift_right,
     u32,
 )
 from fsdtrain_dojo.arithmetic.random_bits import (
@@ -153,7 +154,8 @@ def make_kernel(
                     sign = u32(0)
                 clipped = min(magnitude, overflow)
                 if stochastic:
-                    random = _random(u32(counter + u32(index)), u32(key_1))
+                    random = _random(counter, u32(key_1))
+                    counter = u32(counter + u32(1))
                     if float32_exponents:
                         rounded = _drop_stochastic(clipped, shift, random)
                     else:
@@ -204,7 +206,7 @@ def _round_nearest(clipped: Bits, shift: Bits, exponent: Bits) -> Bits:
 @inlined
 def _drop_nearest(clipped: Bits, shift: Bits) -> Bits:
     mask = u32((u32(1) << shift) - u32(1))
-    is_odd = u32(u32(clipped >> shift) & u32(1))
+    is_odd = u32(shift_right(clipped, shift) & u32(1))
     return u32(u32(clipped + u32(u32(mask >> u32(1)) + is_odd)) & u32(~mask))
 
 
@@ -216,8 +218,9 @@ def _round_stochastic(clipped: Bits, shift: Bits, exponent: Bits, random: Bits) 
     further = min(below, u32(u32(31) - shift))
     cut = min(u32(below - further), u32(31))
     dropped = u32(shift + further)
-    significand = u32(u32(clipped & u32(0x7FFFFF)) | u32(0x800000)) >> cut
-    steps = u32(u32(significand + u32(random >> u32(u32(32) - dropped))) >> dropped)
+    significand = shift_right(u32(u32(clipped & u32(0x7FFFFF)) | u32(0x800000)), cut)
+    added = shift_right(random, u32(u32(32) - dropped))
+    steps = shift_right(u32(significand + added), dropped)
     anchor = u32(u32(step_exponent + shift) << u32(23))
     return as_bits(f32(as_float32(u32(anchor + steps)) - as_float32(anchor)))
 
@@ -225,7 +228,7 @@ def _round_stochastic(clipped: Bits, shift: Bits, exponent: Bits, random: Bits) 
 @inlined
 def _drop_stochastic(clipped: Bits, shift: Bits, random: Bits) -> Bits:
     mask = u32((u32(1) << shift) - u32(1))
-    return u32(u32(clipped + u32(random >> u32(u32(32) - shift))) & u32(~mask))
+    return u32(u32(clipped + shift_right(random, u32(u32(32) - shift))) & u32(~mask))
 
 
 @inlined
