@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fsdtrain.backend import Origin
@@ -27,23 +26,20 @@ from fsdtrain.errors import UserError
 from fsdtrain.report.cards import (
     ORIGIN_MEANINGS,
     FigureCard,
-    format_value,
     label_of,
     make_card,
     summarise,
 )
+from fsdtrain.report.charts import MAX_POINTS, ChartView, make_chart
 from fsdtrain.report.curve_picture import draw_curves
 from fsdtrain.report.curves import (
     SECTIONS,
     Curve,
-    Panel,
     arrange_panels,
     read_curves,
-    smoothed_or_none,
-    thin_indices,
 )
+from fsdtrain.report.numerics_section import NumericsSection, read_numerics_section
 
-MAX_POINTS = 1500  # a curve; more cannot be told apart on a screen
 MAX_PICTURES = 12  # keeps the file within a few megabytes
 PICTURE_QUALITY = 90  # of WebP; the folder keeps the lossless PNG
 
@@ -59,28 +55,6 @@ class Notice:
 
     tone: Literal["good", "warn"]
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LegendEntry:
-    """One series of a chart, with its last value; `index` is its place in the data."""
-
-    index: int
-    label: str
-    column: str
-    role: str
-    last: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChartView:
-    """One chart; its data travel apart, as JSON, under the same index."""
-
-    index: int
-    title: str
-    is_wide: bool
-    summary: str
-    legend: tuple[LegendEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +101,7 @@ class RunPage:
     chart_data: list[dict[str, Any]]  # JSON
     static_curves: str
     is_thinned: bool
+    numerics: NumericsSection | None  # None: the run emulated no number formats
     pictures: tuple[PictureView, ...]
     pictures_note: str
     facts: tuple[tuple[str, tuple[Fact, ...]], ...]
@@ -141,7 +116,11 @@ def collect_run_page(run_dir: Path) -> RunPage:
     metrics_path = run_dir / "metrics.csv"
     curves = read_curves(metrics_path) if metrics_path.exists() else {}
     panels = arrange_panels(curves)
-    views, data = zip(*map(_chart, range(len(panels)), panels), strict=True) if panels else ((), ())
+    charts = [
+        make_chart(index, label_of(panel.quantity), panel.series, is_wide=panel.quantity == "loss")
+        for index, panel in enumerate(panels)
+    ]
+    numerics = read_numerics_section(run_dir, first_chart=len(charts))
     cards = [make_card(figure) for figure in results.figures] if results else []
     pictures, pictures_note = _read_pictures(run_dir / "pictures")
     config_path = run_dir / "config.yaml"
@@ -151,7 +130,7 @@ def collect_run_page(run_dir: Path) -> RunPage:
         title=f"{name} - fsdtrain run report",
         run_name=name,
         manifest=manifest,
-        notices=(*result_notices, *_non_finite_notices(curves)),
+        notices=(*result_notices, *_non_finite_notices(curves), *_numerics_notices(numerics)),
         results_note=_results_note(results),
         compared_cards=tuple(card for card in cards if card.standing != "alone"),
         plain_cards=tuple(card for card in cards if card.standing == "alone"),
@@ -161,13 +140,16 @@ def collect_run_page(run_dir: Path) -> RunPage:
             for section in SECTIONS
             if (
                 found := tuple(
-                    v for v, p in zip(views, panels, strict=True) if p.section == section
+                    view
+                    for (view, _), panel in zip(charts, panels, strict=True)
+                    if panel.section == section
                 )
             )
         ),
-        chart_data=list(data),
+        chart_data=[*(data for _, data in charts), *(numerics.chart_data if numerics else ())],
         static_curves=_static_curves(curves) if curves else "",
         is_thinned=any(len(curve.values) > MAX_POINTS for curve in curves.values()),
+        numerics=numerics,
         pictures=pictures,
         pictures_note=pictures_note,
         facts=_facts(manifest),
@@ -218,47 +200,10 @@ def _non_finite_notices(curves: Mapping[str, Curve]) -> list[Notice]:
     return notices
 
 
-def _chart(index: int, panel: Panel) -> tuple[ChartView, dict[str, Any]]:
-    lasts = [format_value(float(series.curve.values[-1])) for series in panel.series]
-    view = ChartView(
-        index=index,
-        title=label_of(panel.quantity),
-        is_wide=panel.quantity == "loss",
-        summary=" ".join(
-            f"{series.label}: last {last}."
-            for series, last in zip(panel.series, lasts, strict=True)
-        ),
-        # What lies on top in the drawing comes first in the legend.
-        legend=tuple(
-            LegendEntry(
-                index=number,
-                label=series.label,
-                column=series.column,
-                role=series.role,
-                last=lasts[number],
-            )
-            for number, series in reversed(list(enumerate(panel.series)))
-        ),
-    )
-    data = []
-    for series in panel.series:
-        kept = thin_indices(series.curve.values, MAX_POINTS)
-        smoothed = smoothed_or_none(series.curve) if series.role != "baseline" else None
-        data.append(
-            {
-                "label": series.label,
-                "role": series.role,
-                "steps": series.curve.steps[kept].tolist(),
-                "values": _json_numbers(series.curve.values[kept]),
-                "smooth": None if smoothed is None else _json_numbers(smoothed[kept]),
-            }
-        )
-    return view, {"series": data}
-
-
-def _json_numbers(values: NDArray[np.float64]) -> list[float | None]:
-    """Six significant digits; JSON has no NaN, so null stands for what is not finite."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+def _numerics_notices(numerics: NumericsSection | None) -> list[Notice]:
+    if numerics is None or not numerics.warning:
+        return []
+    return [Notice(tone="warn", text=numerics.warning)]
 
 
 def _read_pictures(folder: Path) -> tuple[tuple[PictureView, ...], str]:

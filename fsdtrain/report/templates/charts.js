@@ -71,12 +71,14 @@
     listen() {
       const log = this.figure.querySelector("[data-act=log]");
       const isPositive = this.panel.series.some((one) => one.values.some((v) => v !== null && v > 0));
-      log.disabled = !isPositive;
-      log.addEventListener("click", () => {
-        this.isLog = !this.isLog;
-        log.setAttribute("aria-pressed", String(this.isLog));
-        this.draw();
-      });
+      if (log) {
+        log.disabled = !isPositive;
+        log.addEventListener("click", () => {
+          this.isLog = !this.isLog;
+          log.setAttribute("aria-pressed", String(this.isLog));
+          this.draw();
+        });
+      }
       this.figure.querySelectorAll("[data-series]").forEach((button) => {
         button.addEventListener("click", () => {
           const index = Number(button.dataset.series);
