@@ -119,10 +119,10 @@ def _warning(step: int, tensors: Iterable[TensorNumerics]) -> str:
     if not lost:
         return ""
     worst = max(lost, key=severity)
-    count = f"{len(lost)} of {len(every)} tensors {'has' if len(lost) == 1 else 'have'}"
+    verb = "has lost its" if len(lost) == 1 else "have lost their"
     return (
-        f"Number formats: {count} lost their range at step {step:,}. The worst is the "
-        f"{describe(worst)}. What to do: {remedy(worst)}."
+        f"Number formats: {len(lost)} of {len(every)} tensors {verb} range at step {step:,}. The "
+        f"worst is the {describe(worst)}. What to do: {remedy(worst)}."
     )
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from fsdtrain.backend import TensorNumerics
+from fsdtrain.engine.numerics_record import append_reading
 from fsdtrain.engine.run_record import Figure, Manifest, Results, write_json
 
 NUM_STEPS = 600
@@ -143,3 +145,36 @@ def fake_run(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def add_readings(make_tensor_numerics: Callable[..., TensorNumerics]) -> Callable[..., Path]:
+    """`add_readings(folder, layer=..., ...)` -> the folder, with readings of steps 99, 199, 299.
+
+    Three activations of 20, 25 and 30 dB, 20 weights, a gradient that underflows more and more,
+    and a master weight in FP32, which loses nothing. `changes` hold for all of them.
+    """
+
+    def add(folder: Path, **changes: object) -> Path:
+        for number, step in enumerate((99, 199, 299)):
+            tensors = [
+                *({"layer": f"net.{n}", "snr_db": 20.0 + 5 * n} for n in range(3)),
+                *({"layer": f"net.{n}", "role": "weight", "snr_db": 31.0} for n in range(20)),
+                {
+                    "layer": "net.head", "role": "activation_gradient", "snr_db": 14.0 - 8 * number,
+                    "underflowed_share": 0.3 * number, "bias": 9 + number,
+                },
+                {
+                    "layer": "net.head", "role": "master_weight", "format": "fp32", "bias": None,
+                    "snr_db": None, "representable_exponents": (-149, 127),
+                },
+            ]  # fmt: skip
+            append_reading(
+                folder,
+                step=step,
+                origin="EMULATED",
+                tensors=[make_tensor_numerics(**(one | changes)) for one in tensors],
+            )
+        return folder
+
+    return add

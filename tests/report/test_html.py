@@ -96,8 +96,10 @@ def test_the_page_says_what_is_needed_to_repeat_the_run(fake_run: Callable[..., 
     assert config in page.text, "the whole configuration, to be copied"
 
 
-def test_nothing_is_loaded_from_elsewhere(fake_run: Callable[..., Path]) -> None:
-    page = report_of(fake_run())
+def test_nothing_is_loaded_from_elsewhere(
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path]
+) -> None:
+    page = report_of(add_readings(fake_run()))
     for tag, attributes in page.tags:
         for name in ("src", "href", "srcset", "poster", "action", "data", "xlink:href"):
             value = attributes.get(name)
@@ -128,7 +130,9 @@ def test_the_policy_allows_the_pages_own_scripts_and_no_others(
     assert sources.split() == [f"'sha256-{value}'" for value in expected]
 
 
-def test_hostile_text_stays_text(fake_run: Callable[..., Path]) -> None:
+def test_hostile_text_stays_text(
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path]
+) -> None:
     attack = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
     figure = Figure(
         name=attack, value=1.0, unit=attack, better="higher", origin="MEASURED",
@@ -140,12 +144,68 @@ def test_hostile_text_stays_text(fake_run: Callable[..., Path]) -> None:
     picture.rename(picture.with_name("<img src=x onerror=alert(1)>.png"))
     metrics = folder / "metrics.csv"
     metrics.write_text(metrics.read_text().replace("train/path_wta", f"train/{attack}"))
+    add_readings(folder, layer=attack, op=attack, format=attack, rounding=attack)
+    add_readings(folder, role=attack)
     page = report_of(folder)
     assert len(page.all("script")) == 3, "the data, and two scripts of the page"
     assert [one for one in page.all("img") if "onerror" in one] == []
     assert all((one["src"] or "").startswith("data:") for one in page.all("img"))
     assert attack in page.text
     assert "<img src=x onerror=alert(1)>" in page.text
+
+
+def test_number_formats_are_shown_where_there_are_readings(
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path]
+) -> None:
+    folder = fake_run()
+    without = report_of(folder)
+    page = report_of(add_readings(folder))
+    assert [one for one in without.all("section") if one["id"] == "numerics"] == []
+    assert "#numerics" not in without.html
+    assert [one["href"] for one in page.all("a")].count("#numerics") == 1
+    section = page.html.split('<section id="numerics">')[1].split("</section>")[0]
+    assert section.count(">EMULATED</span>") == 1
+    # Above the fold 12 tensors, the worst first; the rest behind it.
+    rows = re.findall(r'<tr( class="lost")?>\s*<th scope="row">.*?>(net\.\w+)</span>', section)
+    assert len(rows) == 25
+    assert rows[:4] == [(' class="lost"', "net.head"), ("", "net.0"), ("", "net.1"), ("", "net.2")]
+    assert section.index("The other 13 tensors") > section.index("net.head")
+    assert section.count("<polyline") == 24, "all but the master weight have a history"
+    assert "bias 11 (9 to 11)" in section
+    assert "No rounding noise and nothing out of range: master weight." in page.text
+    assert "1 of 25 tensors has lost its range at step 299" in page.text
+    assert "a larger exponent bias" in page.text
+
+
+def test_charts_of_number_formats_have_their_own_data(
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path]
+) -> None:
+    page = report_of(add_readings(fake_run()))
+    panels = json.loads(page.scripts[0])
+    figures = page.with_class("chart")
+    assert len(panels) == len(figures) == 7 + 3 + 1
+    assert [figure["data-panel"] for figure in figures] == [str(n) for n in range(11)]
+    activation = {series["label"]: series for series in panels[7]["series"]}
+    assert activation["median tensor"]["values"] == [25, 25, 25]
+    assert activation["worst tensor"]["values"] == [20, 20, 20]
+    assert activation["worst tensor"]["steps"] == [99, 199, 299]
+    assert activation["limit"]["values"] == [10]
+    lost = {series["label"]: series["values"] for series in panels[10]["series"]}
+    assert lost == {"underflowed": [0, 30, 60], "saturated": [0, 0, 0]}
+
+
+@pytest.mark.parametrize("text", [None, "{}", "not JSON"])
+def test_number_formats_stand_without_their_histograms(
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path], text: str | None
+) -> None:
+    folder = add_readings(fake_run())
+    assert len(report_of(folder).with_class("histogram")) == 4
+    path = folder / "numerics_histograms.json"
+    path.unlink() if text is None else path.write_text(text)
+    page = report_of(folder)
+    assert page.with_class("histogram") == []
+    assert ("is missing" if text is None else "cannot be read") in page.text
+    assert len(page.all("table")) == 2
 
 
 def test_the_data_of_the_charts_are_those_of_the_file(fake_run: Callable[..., Path]) -> None:
@@ -270,12 +330,12 @@ def test_two_reports_of_one_folder_are_equal(fake_run: Callable[..., Path]) -> N
 
 
 def test_a_browser_draws_every_chart_without_complaint(
-    fake_run: Callable[..., Path], tmp_path: Path
+    fake_run: Callable[..., Path], add_readings: Callable[..., Path], tmp_path: Path
 ) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs chromium or google-chrome")
-    report = write_report(fake_run())
+    report = write_report(add_readings(fake_run()))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"]
@@ -288,7 +348,7 @@ def test_a_browser_draws_every_chart_without_complaint(
     )
     assert "CONSOLE" not in done.stderr
     charts = done.stdout.split('<figure class="card chart')[1:]
-    assert len(charts) == 7
+    assert len(charts) == 11
     for chart in charts:
         assert 'class="line ' in chart
         assert chart.count('class="tick"') >= 4
