@@ -8,13 +8,16 @@ CPU and GPU compute the same.
     key     two words from seed, step and site: splitmix64 after each of the three
     high    upper word of the element's index; unless zero it is hashed into the key
     h       = lower word of the index + key[0]
-            h ^= h >> 16;  h *= 0x21f0aaad;  h ^= key[1]
-            h ^= h >> 15;  h *= 0xd35a2d97
-            h ^= h >> 15
+            h ^= h >> 17;  h *= 0xed5ad4bb
+            h ^= key[1]
+            h ^= h >> 11;  h *= 0xac4c1b51
+            h ^= h >> 15;  h *= 0x31848bab
+            h ^= h >> 14
 
-Sources: the multipliers and shifts are hash-prospector's best 32-bit mixer of two rounds
-(C. Wellons, github.com/skeeto/hash-prospector, bias 0.1076); splitmix64 is by G. Steele, D. Lea and
-C. Flood (OOPSLA 2014). All additions and products are modulo 2^32 or 2^64.
+Sources: multipliers and shifts are triple32 of hash-prospector (C. Wellons, public domain,
+github.com/skeeto/hash-prospector); its mixers of two rounds are not enough here, elements 4,096
+apart get visibly dependent bits. splitmix64 is by G. Steele, D. Lea and C. Flood (OOPSLA 2014).
+All additions and products are modulo 2^32 or 2^64.
 """
 
 import numpy as np
@@ -22,8 +25,7 @@ from numpy.typing import NDArray
 
 Key = tuple[int, int]
 
-MULTIPLIER_1 = 0x21F0AAAD
-MULTIPLIER_2 = 0xD35A2D97
+MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 _GOLDEN_64 = 0x9E3779B97F4A7C15
 _MASK_64 = (1 << 64) - 1
 _MASK_32 = (1 << 32) - 1
@@ -58,12 +60,14 @@ def random_bits(key: Key, element: NDArray[np.uint64]) -> NDArray[np.uint32]:
 
 def _mix(low: NDArray[np.uint32], key: Key) -> NDArray[np.uint32]:
     hashed = low + np.uint32(key[0])
-    hashed ^= hashed >> np.uint32(16)
-    hashed *= np.uint32(MULTIPLIER_1)
+    hashed ^= hashed >> np.uint32(17)
+    hashed *= np.uint32(MULTIPLIERS[0])
     hashed ^= np.uint32(key[1])
+    hashed ^= hashed >> np.uint32(11)
+    hashed *= np.uint32(MULTIPLIERS[1])
     hashed ^= hashed >> np.uint32(15)
-    hashed *= np.uint32(MULTIPLIER_2)
-    hashed ^= hashed >> np.uint32(15)
+    hashed *= np.uint32(MULTIPLIERS[2])
+    hashed ^= hashed >> np.uint32(14)
     return hashed
 
 

@@ -19,6 +19,7 @@ import torch
 
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.arithmetic import rounding_cpu
+from fsdtrain_dojo.arithmetic.flat_memory import is_dense
 from fsdtrain_dojo.arithmetic.grid import has_float32_exponents, make_grid
 from fsdtrain_dojo.arithmetic.random_bits import Key
 from fsdtrain_dojo.formats import FP32, Denormals, Format
@@ -84,7 +85,7 @@ class Rounder:
         """
         if tensor.dtype is not torch.float32:
             raise BackendError(f"rounding works on float32 tensors in place, not {tensor.dtype}")
-        if not (tensor.is_contiguous() or _is_dense(tensor)):
+        if not is_dense(tensor):
             raise BackendError(
                 f"rounding in place needs a tensor without holes or overlaps in memory; this one "
                 f"has shape {tuple(tensor.shape)} and strides {tensor.stride()}"
@@ -109,15 +110,3 @@ def amax(tensor: torch.Tensor) -> float:
     counts = torch.zeros(NUM_COUNTS, dtype=torch.int64, device=tensor.device)
     make_rounder(FP32, Rounding.NEAREST)(tensor, FP32.bias, counts)
     return float(counts[Count.AMAX_BITS].to(torch.int32).view(torch.float32))
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one piece of memory, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True

@@ -40,8 +40,7 @@ from fsdtrain_dojo.arithmetic.compiled import (
     u32,
 )
 from fsdtrain_dojo.arithmetic.random_bits import (
-    MULTIPLIER_1,
-    MULTIPLIER_2,
+    MULTIPLIERS,
     Key,
     key_of_high_word,
 )
@@ -241,11 +240,13 @@ def _between_0_and_1(random: Bits) -> Bits:
 @inlined
 def _random(hashed: Bits, key_1: Bits) -> Bits:
     """The generator of random_bits.py from where the counter was added to the first key word."""
-    hashed = u32(hashed ^ u32(hashed >> u32(16)))
-    hashed = u32(u32(hashed * u32(MULTIPLIER_1)) ^ key_1)
+    hashed = u32(hashed ^ u32(hashed >> u32(17)))
+    hashed = u32(u32(hashed * u32(MULTIPLIERS[0])) ^ key_1)
+    hashed = u32(hashed ^ u32(hashed >> u32(11)))
+    hashed = u32(hashed * u32(MULTIPLIERS[1]))
     hashed = u32(hashed ^ u32(hashed >> u32(15)))
-    hashed = u32(hashed * u32(MULTIPLIER_2))
-    return u32(hashed ^ u32(hashed >> u32(15)))
+    hashed = u32(hashed * u32(MULTIPLIERS[2]))
+    return u32(hashed ^ u32(hashed >> u32(14)))
 
 
 @compiled
