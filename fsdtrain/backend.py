@@ -101,7 +101,8 @@ class TensorNumerics:
 
     layer: str  # module path in the step, "network.backbone.stem.0"; "" if unknown
     op: str  # "convolution", "add", ...
-    role: str  # activation, weight, activation_gradient, master_weight, first_moment, ...
+    # activation, weight, vector, their _gradient, master_weight, first_moment, second_moment
+    role: str
     format: str  # "cfloat8_1_4_3"
     rounding: str  # "nearest" or "stochastic"
     bias: int | None  # the exponent bias in use; None: the format has a fixed one

@@ -84,12 +84,12 @@ def describe(tensor: TensorNumerics) -> str:
         "saturated": tensor.saturated_share,
         "underflowed to zero": tensor.underflowed_share,
     }
-    figures = [f"{share:.2%} {name}" for name, share in shares.items() if share > 0]
+    figures = [f"{100 * share:.3g} % {name}" for name, share in shares.items() if share > 0]
     if tensor.snr_db is not None:
         figures.append(f"signal to noise {tensor.snr_db:.1f} dB")
     return (
         f"{tensor.role.replace('_', ' ')} of {tensor.layer or 'an unnamed layer'} ({tensor.op}) in "
-        f"{tensor.format}{bias}: {', '.join(figures)}"
+        f"{tensor.format}{bias}: {', '.join(figures) or 'no rounding noise'}"
     )
 
 

@@ -6,6 +6,7 @@ Lightning nor the backend.
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils import _pytree
 
-from fsdtrain.backend import Backend, StepProfile, installed_backends
+from fsdtrain.backend import HISTOGRAM_BINS, Backend, StepProfile, installed_backends
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.module import DrivingModule
+from fsdtrain.engine.numerics_record import read_histograms, read_numerics
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator, build_trainer
 from fsdtrain.models.hydra_bev import HydraBev
@@ -113,6 +115,27 @@ def test_ten_steps_train_as_a_plain_loop_does(
     assert apart <= max(0.02, 100 * tolerance) * moved
     # And it is a training run: another schedule would have been seen.
     assert len({round(loss, 4) for loss in expected}) == NUM_STEPS
+    assert backend.read_numerics() == (), "every reading is given once"
+    assert_readings_are_sound(backend, tmp_path)
+
+
+def assert_readings_are_sound(backend: Backend, run_dir: Path) -> None:
+    if not (run_dir / "numerics.csv").exists():
+        return
+    assert backend.value_origin == "EMULATED"
+    for reading in read_numerics(run_dir).values():
+        for tensor in reading.values():
+            shares = (tensor.saturated_share, tensor.underflowed_share, tensor.nan_share)
+            assert all(0 <= share <= 1 for share in shares)
+            assert tensor.num_elements > 0
+            assert math.isfinite(tensor.amax)
+            assert tensor.snr_db is None or math.isfinite(tensor.snr_db)
+            assert tensor.rounding in ("nearest", "stochastic")
+            lowest, highest = tensor.representable_exponents
+            assert lowest < highest
+    for tensor in read_histograms(run_dir).tensors:
+        assert len(tensor.exponent_histogram) == HISTOGRAM_BINS
+        assert sum(tensor.exponent_histogram) <= tensor.num_elements
 
 
 def _distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:

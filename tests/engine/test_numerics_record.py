@@ -183,12 +183,14 @@ def test_the_description_names_tensor_format_and_figures(make_tensor_numerics: M
     )
     assert describe(tensor) == (
         "activation gradient of network.backbone.stem.0 (convolution) in cfloat8_1_4_3 with bias "
-        "9: 12.30% saturated, 50.00% underflowed to zero, signal to noise 3.2 dB"
+        "9: 12.3 % saturated, 50 % underflowed to zero, signal to noise 3.2 dB"
     )
     plain = make_tensor_numerics(layer="", bias=None, nan_share=1.0, snr_db=None)
     assert describe(plain) == (
-        "activation of an unnamed layer (convolution) in cfloat8_1_4_3: 100.00% NaN"
+        "activation of an unnamed layer (convolution) in cfloat8_1_4_3: 100 % NaN"
     )
+    exact = make_tensor_numerics(role="weight", format="fp32", bias=None, snr_db=None)
+    assert describe(exact).endswith("in fp32: no rounding noise")
 
 
 def test_histograms_are_of_the_worst_of_each_role_in_the_newest_reading(
