@@ -1,11 +1,14 @@
-"""The Dojo backend's door: registered, and not able to run yet.
+"""The Dojo backend: a training step with the number formats of an emulated Tesla D1.
 
-The number formats, the emulated step and the machine model are not built; until they are, the
-backend says so instead of running something else under its name.
+Values are EMULATED: each stored tensor has been rounded as the machine would store it. Time is the
+host's and says nothing of Dojo's.
 """
 
-from typing import Any, ClassVar, NoReturn
+import platform
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from fsdtrain.backend import (
@@ -13,32 +16,99 @@ from fsdtrain.backend import (
     Backend,
     BackendError,
     Origin,
+    StepProfile,
+    TensorNumerics,
     Tolerance,
     TrainerParts,
+    profile_with_torch,
 )
+from fsdtrain_dojo.capture.compiler import StepCompiler
+from fsdtrain_dojo.lightning_parts import DojoAccelerator, DojoPrecision, make_strategy
+from fsdtrain_dojo.optimizer import OptimizerCompiler
+from fsdtrain_dojo.recipe import Recipe, read_recipe
+from fsdtrain_dojo.sites import SiteTable
 
-NOT_YET = "the emulation of Dojo's arithmetic is not built yet; use backend=cpu"
+BF16_RECIPE = {
+    role: {"format": "bf16"}
+    for role in (
+        "activation", "weight", "activation_gradient", "weight_gradient", "vector",
+        "vector_gradient",
+    )
+}  # fmt: skip
 
 
 class DojoBackend(Backend):
-    """Takes no options yet."""
+    """Options: see configs/backend/dojo.yaml.
+
+    Args:
+        recipe: {role: {format, rounding, bias}, amax_history, margin_bits}; see `recipe.Role`.
+        denormals: of the CFloat formats: gradual | literal | flush.
+        uhp_has_specials: whether UHP's largest exponent means infinity and NaN.
+        seed: of stochastic rounding.
+        devices: processes; more than one trains with DDP over gloo.
+        read_every_steps: how often the numerics of every tensor are measured; 0: never.
+    """
 
     name: ClassVar[str] = "dojo"
     value_origin: ClassVar[Origin] = "EMULATED"
-    tolerance: ClassVar[Tolerance] = Tolerance(op_relative=0.0, loss_relative_after_ten_steps=0.0)
+    # Of the default recipe, bf16: 8 significant bits.
+    tolerance: ClassVar[Tolerance] = Tolerance(op_relative=1e-5, loss_relative_after_ten_steps=0.05)
+
+    def __init__(
+        self,
+        *,
+        recipe: Mapping[str, Any] = BF16_RECIPE,
+        denormals: str = "gradual",
+        uhp_has_specials: bool = False,
+        seed: int = 0,
+        devices: int = 1,
+        read_every_steps: int = 50,
+    ) -> None:
+        if devices < 1:
+            raise BackendError(f"backend.devices={devices}: must be at least 1")
+        self.recipe: Recipe = read_recipe(
+            recipe, denormals=denormals, uhp_has_specials=uhp_has_specials
+        )
+        self.devices = devices
+        self.table = SiteTable(
+            self.recipe, seed=seed, device=torch.device("cpu"), read_every_steps=read_every_steps
+        )
+        self.compiler = StepCompiler(self.recipe, self.table, {})
+        self.optimizers = OptimizerCompiler(self.recipe, self.table)
 
     @classmethod
     def availability(cls) -> Availability:
-        return Availability(is_available=False, detail=NOT_YET)
+        return Availability(is_available=True, detail=f"{torch.get_num_threads()} threads")
 
     def device_name(self) -> str:
-        return "emulated Tesla D1"
+        return f"Tesla D1, emulated on a {platform.processor() or platform.machine()} CPU"
 
     def trainer_parts(self) -> TrainerParts:
-        self._refuse()
+        return TrainerParts(
+            accelerator=DojoAccelerator(),
+            strategy=make_strategy(self.devices),
+            devices=self.devices,
+            plugins=(DojoPrecision(self.table, self.optimizers),),
+            is_deterministic=True,
+        )
 
-    def profile_step(self, step: nn.Module, batch: Any) -> NoReturn:
-        self._refuse()
+    def compile_step(self, step: nn.Module) -> None:
+        self.compiler.compile(step)
 
-    def _refuse(self) -> NoReturn:
-        raise BackendError(f"backend 'dojo' is not available: {NOT_YET}")
+    def read_numerics(self) -> tuple[TensorNumerics, ...]:
+        return self.table.read()
+
+    def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
+        """The emulation's own time on this host, MEASURED; no time of Dojo."""
+
+        def step_once() -> None:
+            step(batch).loss.backward()
+
+        step_time_s, ops = profile_with_torch(step_once, dtype="emulated", on_cuda=False)
+        return StepProfile(
+            backend=self.name,
+            device=self.device_name(),
+            origin="MEASURED",
+            step_time_s=step_time_s,
+            ops=ops,
+        )

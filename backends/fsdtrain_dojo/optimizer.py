@@ -1,0 +1,172 @@
+"""The optimiser's step: captured as it is written, its results stored in the recipe's formats.
+
+To the machine the update of a weight is one pass of the vector unit: it reads the gradient, the
+master weight and the moments, computes in FP32 registers, and rounds what it writes back.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TorchDynamoException
+from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput
+from torch.fx import GraphModule
+from torch.optim import Optimizer
+
+from fsdtrain.backend import BackendError
+from fsdtrain_dojo.capture.compiler import explain
+from fsdtrain_dojo.capture.program import Program, Store, build_boxed_program
+from fsdtrain_dojo.capture.roles import SITES, check_values
+from fsdtrain_dojo.op_rules import find_rule
+from fsdtrain_dojo.recipe import Recipe, Role
+from fsdtrain_dojo.site import Site
+from fsdtrain_dojo.sites import SiteTable
+
+# The names torch.optim's optimisers give to their moments.
+_STATE_ROLES = {
+    "exp_avg": Role.FIRST_MOMENT,
+    "momentum_buffer": Role.FIRST_MOMENT,
+    "grad_avg": Role.FIRST_MOMENT,
+    "exp_avg_sq": Role.SECOND_MOMENT,
+    "max_exp_avg_sq": Role.SECOND_MOMENT,
+    "square_avg": Role.SECOND_MOMENT,
+    "sum": Role.SECOND_MOMENT,
+}
+
+
+class OptimizerCompiler:
+    """Compiles each optimiser at its first step."""
+
+    def __init__(self, recipe: Recipe, table: SiteTable) -> None:
+        self.recipe = recipe
+        self.table = table
+        self._compiled: dict[int, _CompiledOptimizer] = {}
+
+    def step(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """What `optimizer.step()` does, in the recipe's formats.
+
+        Args:
+            optimizer: its gradients are there; rounded here once more, for clipping and the mean
+                over ranks have moved them off the format's grid.
+            model: names the weights.
+
+        Raises:
+            BackendError: the optimiser cannot be captured, or keeps a state of unknown meaning.
+        """
+        if id(optimizer) not in self._compiled:
+            names = {parameter: name for name, parameter in model.named_parameters()}
+            self._compiled[id(optimizer)] = _CompiledOptimizer(self, optimizer, names)
+        self._compiled[id(optimizer)].step()
+
+
+class _CompiledOptimizer:
+    def __init__(
+        self, owner: OptimizerCompiler, optimizer: Optimizer, names: Mapping[nn.Parameter, str]
+    ) -> None:
+        self.recipe, self.table = owner.recipe, owner.table
+        self.optimizer = optimizer
+        self.names = names
+        self.gradient_stores: dict[nn.Parameter, Store] = {}
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            raise BackendError("backend dojo captures the optimiser's step: it can have no hooks")
+        # A number would be a constant of the graph, and every new rate a new capture.
+        self.rates = [torch.zeros(()) for _ in optimizer.param_groups]
+        # torch.optim wraps its steps so that torch.compile leaves the graph; the step itself is one.
+        update = inspect.unwrap(type(optimizer).step).__get__(optimizer)
+        self.update = torch.compile(update, backend=self._capture, fullgraph=True, dynamic=False)
+
+    def step(self) -> None:
+        """Round the gradients, update, store."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._gradient_store(parameter)(parameter.grad)
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate.fill_(group["lr"])
+        try:
+            with torch.no_grad():
+                self.update()
+        except TorchDynamoException as error:
+            raise explain(error) from error
+        finally:
+            for group, number in zip(groups, rates, strict=True):
+                group["lr"] = number
+        # What torch.optim notes for the scheduler, which warns without it.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def _gradient_store(self, parameter: nn.Parameter) -> Store:
+        if parameter not in self.gradient_stores:
+            site = self._site(parameter, "grad", Role.WEIGHT_GRADIENT)
+            self.gradient_stores[parameter] = (
+                _leave if site.rule.is_exact else self.table.add(site, is_training=True)
+            )
+        return self.gradient_stores[parameter]
+
+    def _site(self, parameter: nn.Parameter, state: str, role: Role) -> Site:
+        name = self.names[parameter]
+        layer, _, tensor = name.rpartition(".")
+        return Site(
+            name=f"optimizer.{name}.{state}",
+            layer=layer,
+            op=tensor if state in ("grad", "weight") else f"{tensor}.{state}",
+            role=role,
+            rule=self.recipe.rule(role),
+        )
+
+    def _capture(self, graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        tensors = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+        build = aot_autograd(
+            fw_compiler=_refuse_gradients,
+            inference_compiler=lambda module, inputs: self._build(module, tensors),
+            decompositions={},
+        )
+        compiled: Callable[..., Any] = build(graph, examples)
+        return compiled
+
+    def _build(self, module: GraphModule, tensors: Mapping[str, Tensor]) -> Program:
+        for node in module.graph.nodes:
+            check_values(node)
+            if node.op == "call_function":
+                find_rule(node)
+        output = module.graph.output_node()
+        sites = self._sites_of_states()
+        for value, result in zip(output.args[0], output.meta["desc"], strict=True):  # type: ignore[arg-type]
+            if isinstance(result, InputMutationAOTOutput):
+                state = tensors[result.mutated_input.target]  # type: ignore[attr-defined]
+                site = sites.get(id(state))
+                if site is not None and not site.rule.is_exact:
+                    value.meta[SITES] = {0: site}
+        return build_boxed_program(
+            module, lambda site: self.table.add(site, is_training=True), {}
+        )
+
+    def _sites_of_states(self) -> dict[int, Site]:
+        """id of a weight or moment -> its site."""
+        sites = {}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                sites[id(parameter)] = self._site(parameter, "weight", Role.MASTER_WEIGHT)
+                for name, state in self.optimizer.state[parameter].items():
+                    if not isinstance(state, Tensor) or state.ndim == 0:
+                        continue  # a counter
+                    if name not in _STATE_ROLES:
+                        raise BackendError(
+                            f"{type(self.optimizer).__name__} keeps {name!r} for every weight, of "
+                            "which backend dojo does not know whether it is a first or a second "
+                            f"moment; known are {', '.join(_STATE_ROLES)}"
+                        )
+                    sites[id(state)] = self._site(parameter, name, _STATE_ROLES[name])
+        return sites
+
+
+def _leave(tensor: Tensor) -> None:
+    """The store of a site that is FP32."""
+
+
+def _refuse_gradients(module: GraphModule, inputs: Any) -> Program:
+    raise BackendError("backend dojo cannot capture an optimiser that is differentiated through")
