@@ -25,16 +25,13 @@ from fsdtrain.backend import (
 from fsdtrain_dojo.capture.compiler import StepCompiler
 from fsdtrain_dojo.lightning_parts import DojoAccelerator, DojoPrecision, make_strategy
 from fsdtrain_dojo.optimizer import OptimizerCompiler
-from fsdtrain_dojo.recipe import Recipe, read_recipe
+from fsdtrain_dojo.recipe import KEPT_BETWEEN_STEPS, Recipe, Role, read_recipe
 from fsdtrain_dojo.sites import SiteTable
 
-BF16_RECIPE = {
-    role: {"format": "bf16"}
-    for role in (
-        "activation", "weight", "activation_gradient", "weight_gradient", "vector",
-        "vector_gradient",
-    )
-}  # fmt: skip
+# What configs/backend/recipe/bf16.yaml says.
+BF16_RECIPE: dict[str, Any] = {
+    role.value: {"format": "fp32" if role in KEPT_BETWEEN_STEPS else "bf16"} for role in Role
+}
 
 
 class DojoBackend(Backend):

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.capture.compiler import explain
-from fsdtrain_dojo.capture.program import Program, Store, build_boxed_program
+from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import SITES, check_values
 from fsdtrain_dojo.op_rules import find_rule
 from fsdtrain_dojo.recipe import Recipe, Role
@@ -141,7 +141,7 @@ class _CompiledOptimizer:
                 site = sites.get(id(state))
                 if site is not None and not site.rule.is_exact:
                     value.meta[SITES] = {0: site}
-        return build_boxed_program(
+        return build_program(
             module, lambda site: self.table.add(site, is_training=True), {}
         )
 

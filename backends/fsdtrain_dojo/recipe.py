@@ -32,6 +32,8 @@ class Role(Enum):
     SECOND_MOMENT = "second_moment"
 
 
+KEPT_BETWEEN_STEPS = (Role.MASTER_WEIGHT, Role.FIRST_MOMENT, Role.SECOND_MOMENT)
+
 # delayed: from the largest magnitudes of past steps; current: from the tensor itself, which costs
 # a pass over it; a number: that bias, always.
 BiasRule = Literal["delayed", "current"] | int

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.program import Program, Store, build_boxed_program
+from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import mark_sites
 from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
@@ -120,7 +120,7 @@ class _Capture:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=False))
 
     def _build(self, module: GraphModule, store_for: Callable[[Site], Store]) -> Program:
-        return build_boxed_program(module, store_for, self.compiler.implementations)
+        return build_program(module, store_for, self.compiler.implementations)
 
 
 def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:

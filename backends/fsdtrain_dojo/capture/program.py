@@ -1,17 +1,16 @@
-"""The register program: a captured graph flattened into one Python function.
+"""The register program: a captured graph flattened into a list of instructions.
 
-    def program(inputs):
-        primals_1, primals_2 = inputs; inputs.clear()
-        convolution = c0(primals_1, primals_2, None, [1, 1], ...); c1(convolution)
-        relu = c2(convolution); c3(relu); convolution = None
-        return [relu]
+    convolution <- aten.convolution(primals_1, primals_2, None, [1, 1], ...)   store convolution
+    relu        <- aten.relu_(convolution)                                     store relu
+                                                                               free convolution
 
-c0, c2 are ops, c1, c3 round what was stored. Every value is freed behind its last use, inputs
-included, and an op may write over an operand that nobody reads again. It knows no formats.
+Every value is freed behind its last use, inputs included, and an op may write over an operand that
+nobody reads again. To store is to round in place; the program itself knows no formats.
 """
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,18 +23,46 @@ from fsdtrain_dojo.capture.roles import SITES
 from fsdtrain_dojo.site import Site
 
 Store = Callable[[Tensor], None]
+# Takes a list of inputs, empties it, and gives a list, as AOTAutograd wants it.
 Program = Callable[[list[Any]], list[Any]]
+Implementations = Mapping[Any, Callable[..., Any]]
 
 # Another name for the same tensor.
 _ALIASES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
-def build_boxed_program(
-    module: GraphModule,
-    store_for: Callable[[Site], Store],
-    implementations: Mapping[Any, Callable[..., Any]],
+@dataclass(frozen=True)
+class _Arguments:
+    """Arguments of a call: constants in place, and which registers fill which positions."""
+
+    constants: list[Any]
+    registers: list[tuple[int, int]]  # (position, register)
+    lists: list[tuple[int, "_Arguments"]]  # (position, list with registers in it)
+
+    def fill(self, registers: list[Any]) -> list[Any]:
+        filled = self.constants.copy()
+        for position, register in self.registers:
+            filled[position] = registers[register]
+        for position, inner in self.lists:
+            filled[position] = inner.fill(registers)
+        return filled
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    call: Callable[..., Any]
+    arguments: _Arguments
+    keywords: dict[str, Any]
+    result: int | None  # register; None: several, see `picks`
+    picks: list[tuple[int, int]]  # (index of the result, register)
+    stores: list[tuple[int, Store]]  # (register, function that rounds it)
+    frees: list[int]
+
+
+def build_program(
+    module: GraphModule, store_for: Callable[[Site], Store], implementations: Implementations
 ) -> Program:
-    """Flatten a graph into a function that takes a list of inputs, empties it, and gives a list.
+    """Flatten a graph.
 
     Args:
         module: the graph, marked with sites.
@@ -43,122 +70,131 @@ def build_boxed_program(
         implementations: of ATen overloads that shall not run as PyTorch runs them.
     """
     with unset_fake_temporarily():  # AOTAutograd calls this while it traces; sites are real
-        program = _build(module, store_for, implementations)
+        return _Flattening(module, store_for, implementations).flatten()
+
+
+def _make_program(
+    num_registers: int, instructions: list[_Instruction], outputs: _Arguments
+) -> Program:
+    def program(inputs: list[Any]) -> list[Any]:
+        # The inputs are the first registers. Nothing but the registers may hold a value, or it
+        # would outlive its last use.
+        registers = inputs + [None] * (num_registers - len(inputs))
+        inputs.clear()
+        for step in instructions:
+            if step.result is None:
+                results = step.call(*step.arguments.fill(registers), **step.keywords)
+                for index, register in step.picks:
+                    registers[register] = results[index]
+                del results
+            else:
+                registers[step.result] = step.call(
+                    *step.arguments.fill(registers), **step.keywords
+                )
+            for register, store in step.stores:
+                store(registers[register])
+            for register in step.frees:
+                registers[register] = None
+        return outputs.fill(registers)
+
     program._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd looks for it
     return program
 
 
-def _build(
-    module: GraphModule,
-    store_for: Callable[[Site], Store],
-    implementations: Mapping[Any, Callable[..., Any]],
-) -> Program:
-    nodes = list(module.graph.nodes)
-    source = _Source(_name_registers(nodes))
-    overwritable = find_overwritable(nodes)
-    frees = _find_last_uses(nodes, source.registers)
-    for node in nodes:
-        if node.op == "placeholder":
-            continue
+class _Flattening:
+    """One graph on its way to a program."""
+
+    def __init__(
+        self,
+        module: GraphModule,
+        store_for: Callable[[Site], Store],
+        implementations: Implementations,
+    ) -> None:
+        self.module = module
+        self.store_for = store_for
+        self.implementations = implementations
+        self.nodes: list[Node] = list(module.graph.nodes)
+        self.registers = _number_registers(self.nodes)
+        self.overwritable = find_overwritable(self.nodes)
+        self.frees = _find_last_uses(self.nodes, self.registers)
+
+    def flatten(self) -> Program:
+        instructions = [
+            self._instruction(node)
+            for node in self.nodes
+            if node.op in ("call_function", "get_attr")
+            and node.target not in _ALIASES
+            and node.target is not operator.getitem  # picked where it was made
+        ]
+        results = self.module.graph.output_node().args[0]
+        assert isinstance(results, list | tuple)
+        num_registers = len(set(self.registers.values()))
+        return _make_program(num_registers, instructions, self._arguments(results))
+
+    def _instruction(self, node: Node) -> _Instruction:
+        picks = {u.args[1]: u for u in node.users if u.target is operator.getitem}
+        frees = [r for each in (node, *picks.values()) for r in self.frees.get(each, [])]
+        for user in node.users:
+            if user.target in _ALIASES:  # has no instruction of its own
+                frees += self.frees.get(user, [])
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(module)
-            source.lines.append(f"{source.registers[node]} = {source.constant(value)}")
-        elif node.op == "output":
-            source.lines.append(f"return {source.render(list(node.args[0]))}")  # type: ignore[arg-type]
-        elif node.target not in _ALIASES and not _is_unpacked(node):
-            call = implementations.get(node.target) or in_place_variant(node, overwritable)
-            source.add_call(node, call)
-            for index, site in node.meta.get(SITES, {}).items():
-                source.add_store(node, index, store_for(site))
-        source.free(frees.get(node, []))
-    return source.compile([each for each in nodes if each.op == "placeholder"])
+            value = operator.attrgetter(str(node.target))(self.module)
+            call: Callable[..., Any] = lambda: value  # noqa: E731 - a constant of the graph
+            arguments = self._arguments(())
+        else:
+            found = self.implementations.get(node.target)
+            call = found or in_place_variant(node, self.overwritable)
+            arguments = self._arguments(node.args)
+        is_single = not isinstance(node.meta.get("val"), list | tuple)
+        sites: dict[int, Site] = node.meta.get(SITES, {})
+        return _Instruction(
+            call=call,
+            arguments=arguments,
+            keywords=dict(node.kwargs),
+            result=self.registers[node] if is_single else None,
+            picks=[(int(str(index)), self.registers[pick]) for index, pick in picks.items()],
+            stores=[
+                (self.registers[node if is_single else picks[index]], self.store_for(site))
+                for index, site in sites.items()
+            ],
+            frees=frees,
+        )
+
+    def _arguments(self, arguments: Iterable[Any]) -> _Arguments:
+        found = _Arguments([], [], [])
+        for position, each in enumerate(arguments):
+            has_registers = isinstance(each, list | tuple) and any(
+                isinstance(inner, Node) for inner in each
+            )
+            if isinstance(each, Node):
+                found.registers.append((position, self.registers[each]))
+            elif has_registers:
+                found.lists.append((position, self._arguments(each)))
+            found.constants.append(None if isinstance(each, Node) or has_registers else each)
+        return found
 
 
-def _is_unpacked(node: Node) -> bool:
-    """Whether the node only picks a result, which is unpacked where it was made."""
-    return node.target is operator.getitem
-
-
-def _name_registers(nodes: Iterable[Node]) -> dict[Node, str]:
-    registers: dict[Node, str] = {}
+def _number_registers(nodes: Iterable[Node]) -> dict[Node, int]:
+    """Inputs first, in order; an alias has the register of what it is another name for."""
+    registers: dict[Node, int] = {}
     for node in nodes:
-        original = node.args[0] if node.target in _ALIASES else node
-        assert isinstance(original, Node)
-        registers[node] = registers.get(original, node.name)
+        original = node.args[0] if node.target in _ALIASES else None
+        if isinstance(original, Node):
+            registers[node] = registers[original]
+        elif node.op != "output":
+            registers[node] = len(set(registers.values()))
     return registers
 
 
-def _find_last_uses(nodes: list[Node], registers: Mapping[Node, str]) -> dict[Node, list[str]]:
+def _find_last_uses(nodes: list[Node], registers: Mapping[Node, int]) -> dict[Node, list[int]]:
     """node -> the registers nobody reads behind it."""
-    last: dict[str, Node] = {}
+    last: dict[int, Node] = {}
     for node in nodes:
         for value in (node, *node.all_input_nodes):
-            last[registers[value]] = node
-    freed: dict[Node, list[str]] = {}
+            if value in registers:
+                last[registers[value]] = node
+    freed: dict[Node, list[int]] = {}
     for register, node in last.items():
-        if node.op != "output":
+        if node.op not in ("output", "placeholder"):
             freed.setdefault(node, []).append(register)
     return freed
-
-
-class _Source:
-    """The text of the function as it grows, and the objects it names."""
-
-    def __init__(self, registers: dict[Node, str]) -> None:
-        self.registers = registers
-        self.lines: list[str] = []
-        self.constants: dict[str, Any] = {}
-        self._constant_names: dict[int, str] = {}
-
-    def constant(self, value: Any) -> str:
-        """The name by which the text calls an object."""
-        name = self._constant_names.setdefault(id(value), f"c{len(self.constants)}")
-        self.constants[name] = value  # keeps it alive, and with it its id
-        return name
-
-    def render(self, argument: Any) -> str:
-        """An argument as source text."""
-        if isinstance(argument, Node):
-            return self.registers[argument]
-        if isinstance(argument, list | tuple):
-            inner = "".join(f"{self.render(each)}, " for each in argument)
-            return f"[{inner}]" if isinstance(argument, list) else f"({inner})"
-        if argument is None or isinstance(argument, bool | int):
-            return repr(argument)
-        return self.constant(argument)
-
-    def add_call(self, node: Node, call: Callable[..., Any]) -> None:
-        """One op; several results go into a register each."""
-        arguments = [self.render(each) for each in node.args]
-        arguments += [f"{key}={self.render(value)}" for key, value in node.kwargs.items()]
-        results = self.registers[node]
-        picks = {user.args[1]: user for user in node.users if _is_unpacked(user)}
-        if isinstance(node.meta.get("val"), list | tuple):
-            count = len(node.meta["val"])
-            results = "".join(
-                f"{self.registers[picks[i]] if i in picks else '_'}, " for i in range(count)
-            )
-        self.lines.append(f"{results} = {self.constant(call)}({', '.join(arguments)})")
-
-    def add_store(self, node: Node, index: int, store: Store) -> None:
-        """Round the result of this index in place."""
-        picks = [u for u in node.users if _is_unpacked(u) and u.args[1] == index]
-        value = picks[0] if picks else node
-        self.lines.append(f"{self.constant(store)}({self.registers[value]})")
-
-    def free(self, registers: Iterable[str]) -> None:
-        """Let go of values behind their last use."""
-        names = sorted(registers)
-        if names:
-            self.lines.append(" = ".join([*names, "None"]))
-
-    def compile(self, inputs: list[Node]) -> Program:
-        """The function."""
-        names = "".join(f"{self.registers[node]}, " for node in inputs)
-        unpack = [f"{names} = inputs" if names else "", "inputs.clear()"]
-        body = "\n    ".join([*filter(None, unpack), "_ = None", *self.lines])
-        scope = dict(self.constants)
-        # The text is made of node names and constants above; nothing in it comes from outside.
-        exec(compile(f"def program(inputs):\n    {body}\n", "<dojo program>", "exec"), scope)
-        program: Program = scope["program"]
-        return program
