@@ -48,6 +48,31 @@ class Grid:
         return np.array(fields, dtype=np.uint32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What of a format and of the rounding is compiled into a kernel; the rest is its `Grid`."""
+
+    counts_only: bool  # the format holds every float32
+    stochastic: bool
+    float32_exponents: bool
+    has_gap: bool
+    has_specials: bool
+    is_signed: bool
+
+
+def make_kind(format: Format, *, stochastic: bool) -> Kind:
+    """The kind of kernel that rounds to `format`."""
+    counts_only = format.mantissa_bits == FLOAT32_MANTISSA_BITS
+    return Kind(
+        counts_only=counts_only,
+        stochastic=stochastic and not counts_only,
+        float32_exponents=has_float32_exponents(format),
+        has_gap=format.denormals is not Denormals.GRADUAL,
+        has_specials=format.has_specials,
+        is_signed=format.sign_bits == 1,
+    )
+
+
 @lru_cache(maxsize=1024)
 def make_grid(format: Format, bias: int) -> Grid:
     """The grid of `format` at `bias`.

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 Key = tuple[int, int]
 
+HIGH_WORD = 1 << 32
 MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 _GOLDEN_64 = 0x9E3779B97F4A7C15
 _MASK_64 = (1 << 64) - 1
@@ -45,6 +46,16 @@ def key_of_high_word(key: Key, high: int) -> Key:
         return key
     mixed = _splitmix64((key[0] | key[1] << 32) ^ high)
     return mixed & _MASK_32, mixed >> 32
+
+
+def split_elements(
+    first_element: int, num_elements: int, num_pieces: int = 1
+) -> list[tuple[int, int]]:
+    """Nearly equal ranges, from zero on, cut also where the upper word of the index changes."""
+    cuts = {num_elements * piece // num_pieces for piece in range(num_pieces + 1)}
+    cuts.update(range(-first_element % HIGH_WORD, num_elements, HIGH_WORD))
+    ordered = sorted(cuts)
+    return list(zip(ordered[:-1], ordered[1:], strict=True))
 
 
 def random_bits(key: Key, element: NDArray[np.uint64]) -> NDArray[np.uint32]:

@@ -20,9 +20,9 @@ import torch
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.arithmetic import rounding_cpu
 from fsdtrain_dojo.arithmetic.flat_memory import is_dense
-from fsdtrain_dojo.arithmetic.grid import has_float32_exponents, make_grid
+from fsdtrain_dojo.arithmetic.grid import make_grid, make_kind
 from fsdtrain_dojo.arithmetic.random_bits import Key
-from fsdtrain_dojo.formats import FP32, Denormals, Format
+from fsdtrain_dojo.formats import FP32, Format
 
 NUM_COUNTS = 5
 
@@ -50,18 +50,9 @@ class Rounder:
     def __init__(self, format: Format, rounding: Rounding) -> None:
         self.format = format
         self.rounding = rounding
-        self._grid_words: dict[int, torch.Tensor] = {}
-        self._kernel = (
-            rounding_cpu.observe_elements
-            if format.mantissa_bits == FP32.mantissa_bits
-            else rounding_cpu.make_kernel(
-                stochastic=rounding is Rounding.STOCHASTIC,
-                float32_exponents=has_float32_exponents(format),
-                has_gap=format.denormals is not Denormals.GRADUAL,
-                has_specials=format.has_specials,
-                is_signed=format.sign_bits == 1,
-            )
-        )
+        self._kind = make_kind(format, stochastic=rounding is Rounding.STOCHASTIC)
+        self._cpu_kernel = rounding_cpu.make_kernel(self._kind)
+        self._grids: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def __call__(
         self,
@@ -90,14 +81,25 @@ class Rounder:
                 f"rounding in place needs a tensor without holes or overlaps in memory; this one "
                 f"has shape {tuple(tensor.shape)} and strides {tensor.stride()}"
             )
-        grid = self._grid_words.get(bias)
-        if grid is None:
-            words = make_grid(self.format, bias).words()
-            grid = self._grid_words[bias] = torch.from_numpy(words.view("int32"))
+        if tensor.is_cuda:
+            from fsdtrain_dojo.arithmetic import rounding_triton  # triton is heavy
+
+            grid = self._grid(bias, tensor.device)
+            rounding_triton.run(self._kind, tensor, counts, grid, key, first_element)
+            return
+        grid = self._grid(bias, tensor.device)
         rounding_cpu.run(
-            self._kernel, tensor.data_ptr(), tensor.numel(), counts, grid.data_ptr(), key,
+            self._cpu_kernel, tensor.data_ptr(), tensor.numel(), counts, grid.data_ptr(), key,
             first_element,
         )  # fmt: skip
+
+    def _grid(self, bias: int, device: torch.device) -> torch.Tensor:
+        """The grid's words, int32, on the device; kept, for kernels get their address."""
+        grid = self._grids.get((bias, device))
+        if grid is None:
+            words = torch.from_numpy(make_grid(self.format, bias).words().view("int32"))
+            grid = self._grids[bias, device] = words.to(device)
+        return grid
 
 
 def make_rounder(format: Format, rounding: Rounding) -> Rounder:

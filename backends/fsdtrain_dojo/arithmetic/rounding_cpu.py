@@ -39,10 +39,13 @@ from fsdtrain_dojo.arithmetic.compiled import (
     shift_right,
     u32,
 )
+from fsdtrain_dojo.arithmetic.grid import Kind
 from fsdtrain_dojo.arithmetic.random_bits import (
+    HIGH_WORD,
     MULTIPLIERS,
     Key,
     key_of_high_word,
+    split_elements,
 )
 
 # address, number of elements, address of the counts, address of the grid's words, the key's two
@@ -51,7 +54,6 @@ Kernel = Callable[[int, int, int, int, int, int, int], None]
 
 BLOCK = 1 << 20
 MIN_ELEMENTS_PER_THREAD = 1 << 17
-_HIGH_WORD = 1 << 32
 
 
 def run(
@@ -67,13 +69,13 @@ def run(
 
     The random bits follow the element's index, so the result does not depend on the threads.
     """
-    low = first_element & (_HIGH_WORD - 1)
-    if num_elements < 2 * MIN_ELEMENTS_PER_THREAD and low + num_elements <= _HIGH_WORD:
+    low = first_element & (HIGH_WORD - 1)
+    if num_elements < 2 * MIN_ELEMENTS_PER_THREAD and low + num_elements <= HIGH_WORD:
         key = key_of_high_word(key, first_element >> 32)
         kernel(address, num_elements, counts.data_ptr(), grid_address, *key, low)
         return
     num_threads = min(torch.get_num_threads(), max(num_elements // MIN_ELEMENTS_PER_THREAD, 1))
-    pieces = _split(num_elements, first_element, num_threads)
+    pieces = split_elements(first_element, num_elements, num_threads)
     rows = counts.new_zeros((len(pieces), counts.numel()))
     width = rows.shape[1] * rows.element_size()
 
@@ -83,7 +85,7 @@ def run(
         words = key_of_high_word(key, element >> 32)
         kernel(
             address + 4 * start, stop - start, rows.data_ptr() + width * index,
-            grid_address, *words, element & (_HIGH_WORD - 1),
+            grid_address, *words, element & (HIGH_WORD - 1),
         )  # fmt: skip
 
     if num_threads == 1:
@@ -95,29 +97,19 @@ def run(
     counts[-1] = torch.maximum(counts[-1], rows[:, -1].max())
 
 
-def _split(num_elements: int, first_element: int, num_pieces: int) -> list[tuple[int, int]]:
-    """Nearly equal ranges of elements, cut also where the upper word of the index changes."""
-    cuts = {num_elements * piece // num_pieces for piece in range(num_pieces + 1)}
-    cuts.update(range(-first_element % _HIGH_WORD, num_elements, _HIGH_WORD))
-    ordered = sorted(cuts)
-    return list(zip(ordered[:-1], ordered[1:], strict=True))
-
-
 @lru_cache(maxsize=1)
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="dojo-rounding")
 
 
 @lru_cache(maxsize=64)
-def make_kernel(
-    *,
-    stochastic: bool,
-    float32_exponents: bool,
-    has_gap: bool,
-    has_specials: bool,
-    is_signed: bool,
-) -> Kernel:
-    """The kernel for one kind of format; compiled at its first call, then cached on disk."""
+def make_kernel(kind: Kind) -> Kernel:
+    """The kernel of one kind; compiled at its first call, then cached on disk."""
+    if kind.counts_only:
+        return observe_elements
+    # Plain constants, which numba compiles in and tells cached kernels apart by.
+    stochastic, float32_exponents, has_gap = kind.stochastic, kind.float32_exponents, kind.has_gap
+    has_specials, is_signed = kind.has_specials, kind.is_signed
 
     @compiled
     def round_elements(
