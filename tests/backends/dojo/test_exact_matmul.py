@@ -281,6 +281,13 @@ def test_special_values(
     assert_same_bits(matmul_exact(a, b, ACCUMULATOR_21, 4), torch.tensor([[in_21_bits]]))
 
 
+def test_what_fills_the_last_steps_is_zero_whatever_was_there_before() -> None:
+    """257 steps: the kernel's second block of 256 has one, beside leftovers of the first."""
+    a, b = torch.ones(2, 257), torch.ones(257, 2)
+    a[0, 1], b[2, 0] = INF, INF
+    assert_same_bits(matmul_exact(a, b, FP32, 512), torch.tensor([[INF, INF], [INF, 257.0]]))
+
+
 @pytest.mark.parametrize("accumulator", ACCUMULATORS)
 def test_strides_of_the_operands_do_not_matter(accumulator: Format) -> None:
     generator = torch.Generator().manual_seed(7)
