@@ -284,8 +284,8 @@ def test_special_values(
 def test_what_fills_the_last_steps_is_zero_whatever_was_there_before() -> None:
     """257 steps: the kernel's second block of 256 has one, beside leftovers of the first."""
     a, b = torch.ones(2, 257), torch.ones(257, 2)
-    a[0, 1], b[2, 0] = INF, INF
-    assert_same_bits(matmul_exact(a, b, FP32, 512), torch.tensor([[INF, INF], [INF, 257.0]]))
+    a[1, 1], b[2, 0] = INF, INF
+    assert_same_bits(matmul_exact(a, b, FP32, 512), torch.tensor([[INF, 257.0], [INF, INF]]))
 
 
 @pytest.mark.parametrize("accumulator", ACCUMULATORS)
@@ -320,6 +320,26 @@ def test_number_of_threads_does_not_matter(
             assert_same_bits(unit.multiply(a, b), expected)
     finally:
         torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize(("accumulator", "unit"), [(FP32, 2.0**-24), (ACCUMULATOR_21, 2.0**-14)])
+@pytest.mark.parametrize("depth", [16, 256, 4096])
+def test_distance_from_the_library_is_what_the_adders_allow(
+    depth: int, accumulator: Format, unit: float
+) -> None:
+    """A number passes at most this many adders, and each rounds by half a unit at most."""
+    generator = torch.Generator().manual_seed(9)
+    a, b = draw_cfloat8(generator, 8, depth), draw_cfloat8(generator, depth, 8)
+    k_tile = 128
+    num_adders = 2 + min(depth, k_tile) // 4 + -(-depth // k_tile)
+    magnitudes = a.abs().double() @ b.abs().double()
+    given = matmul_exact(a, b, accumulator, k_tile).double()
+    distance_exact = (given - a.double() @ b.double()).abs()
+    assert (distance_exact <= num_adders * unit * magnitudes).all()
+    distance_library = (given - (a @ b).double()).abs()
+    assert (distance_library <= (num_adders * unit + depth * 2.0**-24) * magnitudes).all()
+    if accumulator == ACCUMULATOR_21 and depth == 4096:  # it does round coarsely
+        assert (distance_library > 8 * 2.0**-24 * given.abs()).any()
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (4, 0, 3), (4, 5, 0)])
