@@ -6,7 +6,7 @@ host's and says nothing of Dojo's.
 
 import platform
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,23 +22,14 @@ from fsdtrain.backend import (
     TrainerParts,
     profile_with_torch,
 )
-from fsdtrain_dojo.capture.compiler import StepCompiler
-from fsdtrain_dojo.lightning_parts import DojoAccelerator, DojoPrecision, make_strategy
-from fsdtrain_dojo.optimizer import OptimizerCompiler
-from fsdtrain_dojo.recipe import KEPT_BETWEEN_STEPS, Recipe, Role, read_recipe
-from fsdtrain_dojo.sites import SiteTable
-
-# What configs/backend/recipe/bf16.yaml says.
-BF16_RECIPE: dict[str, Any] = {
-    role.value: {"format": "fp32" if role in KEPT_BETWEEN_STEPS else "bf16"} for role in Role
-}
 
 
 class DojoBackend(Backend):
     """Options: see configs/backend/dojo.yaml.
 
     Args:
-        recipe: {role: {format, rounding, bias}, amax_history, margin_bits}; see `recipe.Role`.
+        recipe: {role: {format, rounding, bias}, amax_history, margin_bits}, see `recipe.Role`;
+            None: what configs/backend/recipe/bf16.yaml says.
         denormals: of the CFloat formats: gradual | literal | flush.
         uhp_has_specials: whether UHP's largest exponent means infinity and NaN.
         seed: of stochastic rounding.
@@ -54,7 +45,7 @@ class DojoBackend(Backend):
     def __init__(
         self,
         *,
-        recipe: Mapping[str, Any] = BF16_RECIPE,
+        recipe: Mapping[str, Any] | None = None,
         denormals: str = "gradual",
         uhp_has_specials: bool = False,
         seed: int = 0,
@@ -63,8 +54,16 @@ class DojoBackend(Backend):
     ) -> None:
         if devices < 1:
             raise BackendError(f"backend.devices={devices}: must be at least 1")
-        self.recipe: Recipe = read_recipe(
-            recipe, denormals=denormals, uhp_has_specials=uhp_has_specials
+        # They bring numba and torch's compiler, and importing a backend is cheap.
+        from fsdtrain_dojo.capture.compiler import StepCompiler
+        from fsdtrain_dojo.optimizer import OptimizerCompiler
+        from fsdtrain_dojo.recipe import bf16_options, read_recipe
+        from fsdtrain_dojo.sites import SiteTable
+
+        self.recipe = read_recipe(
+            bf16_options() if recipe is None else recipe,
+            denormals=denormals,
+            uhp_has_specials=uhp_has_specials,
         )
         self.devices = devices
         self.table = SiteTable(
@@ -81,6 +80,8 @@ class DojoBackend(Backend):
         return f"Tesla D1, emulated on a {platform.processor() or platform.machine()} CPU"
 
     def trainer_parts(self) -> TrainerParts:
+        from fsdtrain_dojo.lightning_parts import DojoAccelerator, DojoPrecision, make_strategy
+
         return TrainerParts(
             accelerator=DojoAccelerator(),
             strategy=make_strategy(self.devices),

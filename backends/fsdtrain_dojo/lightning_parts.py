@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.fabric.utilities.types import Optimizable
+from lightning.fabric.utilities.types import Steppable
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
@@ -36,9 +36,9 @@ class DojoPrecision(Precision):
         self.table = table
         self.optimizers = optimizers
 
-    def optimizer_step(
+    def optimizer_step(  # type: ignore[override]  # as Lightning's own precisions do
         self,
-        optimizer: Optimizable,
+        optimizer: Steppable,
         model: LightningModule,
         closure: Callable[[], Any],
         **kwargs: Any,

@@ -32,7 +32,9 @@ def measure(before: Tensor, after: Tensor, bias: int) -> Measurement:
     signal = before[is_finite].double()
     noise_energy = (after[is_finite].double() - signal).square().sum().item()
     signal_energy = signal.square().sum().item()
-    snr_db = 10 * math.log10(signal_energy / noise_energy) if noise_energy and signal_energy else None
+    snr_db = (
+        10 * math.log10(signal_energy / noise_energy) if noise_energy and signal_energy else None
+    )
     exponents = torch.frexp(before[is_finite & (before != 0)]).exponent - 1
     bins = (exponents - HISTOGRAM_MIN_EXPONENT).clamp(0, HISTOGRAM_BINS - 1)
     histogram = torch.bincount(bins, minlength=HISTOGRAM_BINS)

@@ -74,9 +74,11 @@ class _CompiledOptimizer:
             raise BackendError("backend dojo captures the optimiser's step: it can have no hooks")
         # A number would be a constant of the graph, and every new rate a new capture.
         self.rates = [torch.zeros(()) for _ in optimizer.param_groups]
-        # torch.optim wraps its steps so that torch.compile leaves the graph; the step itself is one.
+        # torch.optim wraps its steps so that torch.compile leaves the graph there.
         update = inspect.unwrap(type(optimizer).step).__get__(optimizer)
-        self.update = torch.compile(update, backend=self._capture, fullgraph=True, dynamic=False)
+        self.update: Callable[[], None] = torch.compile(
+            update, backend=self._capture, fullgraph=True, dynamic=False
+        )
 
     def step(self) -> None:
         """Round the gradients, update, store."""
@@ -141,12 +143,10 @@ class _CompiledOptimizer:
                 site = sites.get(id(state))
                 if site is not None and not site.rule.is_exact:
                     value.meta[SITES] = {0: site}
-        return build_program(
-            module, lambda site: self.table.add(site, is_training=True), {}
-        )
+        return build_program(module, lambda site: self.table.add(site, is_training=True), {})
 
     def _sites_of_states(self) -> dict[int, Site]:
-        """id of a weight or moment -> its site."""
+        """By the id of a weight or a moment: its site."""
         sites = {}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:

@@ -94,6 +94,13 @@ class Recipe:
         return all(rule.is_exact for rule in self.rules.values())
 
 
+def bf16_options() -> dict[str, Any]:
+    """The default recipe, as configs/backend/recipe/bf16.yaml has it."""
+    return {
+        role.value: {"format": "fp32" if role in KEPT_BETWEEN_STEPS else "bf16"} for role in Role
+    }
+
+
 def read_recipe(
     options: Mapping[str, Any],
     *,

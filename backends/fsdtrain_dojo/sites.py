@@ -187,13 +187,13 @@ class SiteTable:
         biases = choose_biases(
             [site.rule.format for site in sites], largest, self.recipe.margin_bits
         ).tolist()
-        for offset, (site, bias, amax) in enumerate(zip(sites, biases, largest, strict=True)):
+        for offset, (site, bias, magnitude) in enumerate(zip(sites, biases, largest, strict=True)):
             rule = site.rule
             if isinstance(rule.bias, int):
                 bias = rule.bias
             elif rule.has_fixed_bias:
                 bias = rule.format.bias
-            elif rule.bias == "current" or amax < 0:
+            elif rule.bias == "current" or magnitude < 0:
                 bias = None
             self._biases[first + offset] = bias
             if rule.rounding is Rounding.STOCHASTIC:

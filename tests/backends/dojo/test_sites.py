@@ -5,9 +5,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from fsdtrain.backend import BackendError
 from fsdtrain_dojo.arithmetic.rounding import Rounding
 from fsdtrain_dojo.formats import (
     BF16,
@@ -20,6 +17,9 @@ from fsdtrain_dojo.formats import (
 from fsdtrain_dojo.recipe import BiasRule, Recipe, Role, Rule
 from fsdtrain_dojo.site import Site
 from fsdtrain_dojo.sites import SiteTable, choose_biases
+from torch import Tensor
+
+from fsdtrain.backend import BackendError
 
 
 def site(
@@ -63,7 +63,6 @@ def test_no_signal_and_fixed_formats_take_the_default_bias() -> None:
     formats = [CFLOAT8_1_4_3, CFLOAT16_UHP, BF16]
     assert choose_biases(formats, np.zeros(3, np.float32), 0).tolist() == [7, 31, 127]
     assert choose_biases([BF16], np.array([3.0], np.float32), 0).tolist() == [127]
-
 
 
 def test_the_first_tensor_of_a_site_is_looked_at_and_later_ones_follow_history() -> None:
