@@ -1,7 +1,8 @@
 """The optimiser's step: captured as it is written, its results stored in the recipe's formats.
 
 To the machine the update of a weight is one pass of the vector unit: it reads the gradient, the
-master weight and the moments, computes in FP32 registers, and rounds what it writes back.
+master weight and the moments, and computes in FP32 registers. The new moments are rounded as they
+are stored, and the new weight is computed from what was stored.
 """
 
 import inspect
@@ -70,8 +71,6 @@ class _CompiledOptimizer:
         self.optimizer = optimizer
         self.names = names
         self.gradient_stores: dict[nn.Parameter, Store] = {}
-        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            raise BackendError("backend dojo captures the optimiser's step: it can have no hooks")
         # A number would be a constant of the graph, and every new rate a new capture.
         self.rates = [torch.zeros(()) for _ in optimizer.param_groups]
         # torch.optim wraps its steps so that torch.compile leaves the graph there.
@@ -90,6 +89,9 @@ class _CompiledOptimizer:
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate.fill_(group["lr"])
+        # The capture goes past torch.optim's wrapper, which calls these.
+        for before in self.optimizer._optimizer_step_pre_hooks.values():
+            before(self.optimizer, (), {})
         try:
             with torch.no_grad():
                 self.update()
@@ -98,6 +100,8 @@ class _CompiledOptimizer:
         finally:
             for group, number in zip(groups, rates, strict=True):
                 group["lr"] = number
+        for after in self.optimizer._optimizer_step_post_hooks.values():
+            after(self.optimizer, (), {})
         # What torch.optim notes for the scheduler, which warns without it.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
