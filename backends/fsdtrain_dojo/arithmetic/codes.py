@@ -36,11 +36,17 @@ def encode(numbers: torch.Tensor, format: Format, bias: int) -> torch.Tensor:
     return codes
 
 
-def decode(codes: torch.Tensor, format: Format, bias: int) -> torch.Tensor:
+def decode(
+    codes: torch.Tensor, format: Format, bias: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """The float32 numbers of codes made by `encode`; exact.
 
+    With `out`, float32 of the codes' shape and memory order, they are written there: new memory
+    costs more than decoding.
+
     Raises:
-        BackendError: no codes for this format, no such bias, another dtype, not on the CPU.
+        BackendError: no codes for this format, no such bias, another dtype, not on the CPU, an
+            `out` that does not fit.
     """
     if codes.dtype is not code_dtype(format):
         raise BackendError(
@@ -48,7 +54,16 @@ def decode(codes: torch.Tensor, format: Format, bias: int) -> torch.Tensor:
         )
     _check_on_cpu(codes)
     dense = codes if is_dense(codes) else codes.contiguous()
-    numbers = torch.empty_like(dense, dtype=torch.float32)
+    numbers = torch.empty_like(dense, dtype=torch.float32) if out is None else out
+    if (
+        numbers.dtype is not torch.float32
+        or numbers.shape != dense.shape
+        or numbers.stride() != dense.stride()
+    ):
+        raise BackendError(
+            f"decoding into {numbers.dtype} of shape {tuple(numbers.shape)} and strides "
+            f"{numbers.stride()}: it must be torch.float32, {tuple(dense.shape)}, {dense.stride()}"
+        )
     unsigned = in_memory_order(dense).numpy().view(f"uint{8 * codes.dtype.itemsize}")
     _look_up(unsigned, decode_table(format, bias), in_memory_order(numbers).numpy())
     return numbers

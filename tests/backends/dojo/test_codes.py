@@ -56,6 +56,24 @@ def test_every_code_decodes_to_its_exact_value_and_back(format: Format, bias: in
     assert torch.isnan(decode(again, format, bias)[torch.isnan(numbers)]).all()
 
 
+@pytest.mark.parametrize(
+    ("format", "bias", "code", "value"),
+    [
+        (CFLOAT8_1_4_3, 0, 0x08, 2.0),
+        (CFLOAT8_1_4_3, 0, 0x7F, 1.875 * 2.0**15),
+        (CFLOAT8_1_4_3, 31, 0x08, 2.0**-30),
+        (CFLOAT8_1_4_3, 31, 0x7F, 1.875 * 2.0**-16),
+        (CFLOAT8_1_4_3, 63, 0xFF, -1.875 * 2.0**-48),
+        (CFLOAT8_1_5_2, 31, 0x04, 2.0**-30),
+        (CFLOAT8_1_5_2, 31, 0x7F, 1.75),
+        (CFLOAT8_1_5_2, 63, 0x7F, 1.75 * 2.0**-32),
+    ],
+)
+def test_the_white_papers_own_examples(format: Format, bias: int, code: int, value: float) -> None:
+    assert decode(torch.tensor(code, dtype=torch.uint8), format, bias).item() == value
+    assert encode(torch.tensor(value), format, bias).item() == code
+
+
 def test_bfloat16_codes_are_those_of_ml_dtypes() -> None:
     numbers = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     numbers[:4] = np.inf, -np.inf, 0, -0.0
@@ -84,6 +102,15 @@ def test_memory_order_is_kept_and_holes_are_closed() -> None:
     assert torch.equal(
         decode(codes[:, ::2], CFLOAT8_1_4_3, 7), decode(codes, CFLOAT8_1_4_3, 7)[:, ::2]
     )
+
+
+def test_decoding_into_given_memory() -> None:
+    codes = torch.arange(256).to(torch.uint8).view(16, 16)
+    out = torch.empty(16, 16)
+    assert decode(codes, CFLOAT8_1_5_2, 15, out=out) is out
+    assert torch.equal(out, decode(codes, CFLOAT8_1_5_2, 15))
+    with pytest.raises(BackendError, match=r"strides \(1, 16\)"):
+        decode(codes, CFLOAT8_1_5_2, 15, out=out.t())
 
 
 def test_encoding_leaves_its_operand_alone() -> None:
