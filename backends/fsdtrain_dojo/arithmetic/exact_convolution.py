@@ -25,7 +25,7 @@ from fsdtrain_dojo.arithmetic.exact_kernel import Offsets, Operand, Result
 from fsdtrain_dojo.arithmetic.exact_matmul import MatrixUnit, combine, flat_view, offsets
 from fsdtrain_dojo.formats import FP32
 
-EXTRA_BYTES = 48 << 20  # for padded copies and tables of offsets, one block of work at a time
+EXTRA_BYTES = 24 << 20  # for the padded copy and the tables of offsets of one block
 
 
 @dataclass(frozen=True)
@@ -114,40 +114,21 @@ def find_weight_gradient(
     Of a convolution: the gradient of its output and its input. Of a transposed one: its input and
     the gradient of its output.
     """
-    num_positions, kernel_size = placed.shape[2:], grad_weight.shape[2:]
-    axes = window.axes(num_positions, kernel_size)
-    left = _grouped_operand(placed, window.groups, placed.shape[0], num_positions)
+    axes = window.axes(placed.shape[2:], grad_weight.shape[2:])
+    left = _grouped_operand(placed, window.groups)
     grouped = (window.groups, read.shape[1] // window.groups)
     by_group = read.view(read.shape[0], *grouped, *read.shape[2:])
     channel_bytes = by_group.shape[0] * window.groups * _num_met(axes) * read.itemsize
     num_channels = max(1, EXTRA_BYTES // max(1, channel_bytes))
     for first in range(0, by_group.shape[2], num_channels):
-        some, shifts = _pad(by_group[:, :, first : first + num_channels], axes)
-        image, group, channel, *spatial = some.stride()
-        taps = _tap_offsets(axes, shifts, spatial)
-        steps = [image, *(axis.step * stride for axis, stride in zip(axes, spatial, strict=True))]
-        target = grad_weight[:, first : first + num_channels]
-        unit.run(
-            left,
-            Operand(
-                flat_view(some),
-                offsets([window.groups], [group]),
-                combine([offsets([some.shape[2]], [channel]), *taps]),
-                offsets([some.shape[0], *num_positions], steps),
-            ),
-            Result(
-                flat_view(target),
-                offsets([window.groups], [target.shape[0] // window.groups * target.stride(0)]),
-                offsets([target.shape[0] // window.groups], [target.stride(0)]),
-                offsets(target.shape[1:], target.stride()[1:]),
-            ),
-        )
+        channels = slice(first, first + num_channels)
+        _correlate(axes, left, by_group[:, :, channels], grad_weight[:, channels], unit)
 
 
 def find_bias_gradient(grad_output: Tensor, k_tile: int) -> Tensor:
     """The sums of grad_output [N, O, *positions] over all but O: products with ones."""
     out = grad_output.new_empty(grad_output.shape[1])
-    left = _grouped_operand(grad_output, 1, grad_output.shape[0], grad_output.shape[2:])
+    left = _grouped_operand(grad_output, 1)
     nothing = np.zeros(1, np.int64)
     ones = Operand(np.ones(1, np.float32), nothing, nothing, np.zeros_like(left.steps))
     MatrixUnit(FP32, k_tile).run(
@@ -164,28 +145,66 @@ def _convolve_at(
     kernel = [
         np.array(axis.kernel) * stride for axis, stride in zip(axes, kernel_strides, strict=True)
     ]
-    in_channels, per_group = weight.shape[1], weight.shape[0] // groups
+    per_group = weight.shape[0] // groups
     left = Operand(
         flat_view(weight),
         offsets([groups], [per_group * weight.stride(0)]),
         offsets([per_group], [weight.stride(0)]),
-        combine([offsets([in_channels], [weight.stride(1)]), *kernel]),
+        combine([offsets([weight.shape[1]], [weight.stride(1)]), *kernel]),
     )
     for images, target, part in _blocks(axes, input, out):
-        some, shifts = _pad(images, part)
-        image, channel, *spatial = some.stride()
-        positions = [some.shape[0], *(axis.num_positions for axis in part)]
-        steps = [image, *(axis.step * stride for axis, stride in zip(part, spatial, strict=True))]
-        unit.run(
-            left,
-            Operand(
-                flat_view(some),
-                offsets([groups], [in_channels * channel]),
-                offsets(positions, steps),
-                combine([offsets([in_channels], [channel]), *_tap_offsets(part, shifts, spatial)]),
-            ),
-            Result(*_grouped_operand(target, groups, positions[0], positions[1:])),
-        )
+        _convolve_block(part, left, images, target, groups, unit)
+
+
+def _convolve_block(
+    axes: Sequence[Axis],
+    left: Operand,
+    input: Tensor,
+    out: Tensor,
+    groups: int,
+    unit: MatrixUnit,
+) -> None:
+    padded, shifts = _pad(input, axes)
+    image, channel, *spatial = padded.stride()
+    per_group = input.shape[1] // groups
+    positions = [input.shape[0], *(axis.num_positions for axis in axes)]
+    steps = [image, *(axis.step * stride for axis, stride in zip(axes, spatial, strict=True))]
+    unit.run(
+        left,
+        Operand(
+            flat_view(padded),
+            offsets([groups], [per_group * channel]),
+            offsets(positions, steps),
+            combine([offsets([per_group], [channel]), *_tap_offsets(axes, shifts, spatial)]),
+        ),
+        Result(*_grouped_operand(out, groups)),
+    )
+
+
+def _correlate(
+    axes: Sequence[Axis], left: Operand, read: Tensor, grad_weight: Tensor, unit: MatrixUnit
+) -> None:
+    """The gradient of a weight from read [N, groups, R, *in]."""
+    padded, shifts = _pad(read, axes)
+    image, group, channel, *spatial = padded.stride()
+    positions = [read.shape[0], *(axis.num_positions for axis in axes)]
+    steps = [image, *(axis.step * stride for axis, stride in zip(axes, spatial, strict=True))]
+    groups, placed_per_group = read.shape[1], grad_weight.shape[0] // read.shape[1]
+    unit.run(
+        left,
+        Operand(
+            flat_view(padded),
+            offsets([groups], [group]),
+            combine([offsets([read.shape[2]], [channel]), *_tap_offsets(axes, shifts, spatial)]),
+            offsets(positions, steps),
+        ),
+        Result(
+            flat_view(grad_weight),
+            offsets([groups], [placed_per_group * grad_weight.stride(0)]),
+            offsets([placed_per_group], [grad_weight.stride(0)]),
+            offsets(grad_weight.shape[1:], grad_weight.stride()[1:]),
+        ),
+    )
 
 
 def _blocks(
@@ -243,9 +262,7 @@ def _tap_offsets(
     ]
 
 
-def _grouped_operand(
-    tensor: Tensor, groups: int, num_images: int, positions: Sequence[int]
-) -> Operand:
+def _grouped_operand(tensor: Tensor, groups: int) -> Operand:
     """A tensor [N, groups * C, *positions] by group, channel, and image with position."""
     image, channel, *spatial = tensor.stride()
     per_group = tensor.shape[1] // groups
@@ -253,5 +270,5 @@ def _grouped_operand(
         flat_view(tensor),
         offsets([groups], [per_group * channel]),
         offsets([per_group], [channel]),
-        offsets([num_images, *positions], [image, *spatial]),
+        offsets([tensor.shape[0], *tensor.shape[2:]], [image, *spatial]),
     )

@@ -43,6 +43,7 @@ class Rounding(NamedTuple):
 
 NUM_COLUMNS = 64  # of a panel; with NUM_STEPS the panel stays in the first two caches
 NUM_STEPS = 256
+NUM_LANES = 16  # a panel of fewer columns is computed to a multiple of these
 NUM_ROWS = 256  # accumulators: 64 x 256 x 4 or 8 bytes, twice
 EXPONENT_BITS = 0x7FF0000000000000  # of a float64
 
@@ -79,11 +80,13 @@ def _add_to_odd(x: float, y: float) -> float:
 
 
 @compiled
-def _accumulate_fp32(panel: Values, row: Values, partial: Values, num_steps: int) -> None:
+def _accumulate_fp32(
+    panel: Values, row: Values, partial: Values, num_steps: int, width: int
+) -> None:
     """Adds row[k] * panel[k, :] to partial[:], four k at a time, every adder rounding to FP32."""
     for k in range(0, num_steps, 4):
         a0, a1, a2, a3 = row[k], row[k + 1], row[k + 2], row[k + 3]
-        for j in range(NUM_COLUMNS):
+        for j in range(width):
             low = a0 * panel[k, j] + a1 * panel[k + 1, j]
             high = a2 * panel[k + 2, j] + a3 * panel[k + 3, j]
             partial[j] += low + high
@@ -95,6 +98,7 @@ def _accumulate_narrow(
     row: Values,
     partial: NDArray[np.float64],
     num_steps: int,
+    width: int,
     rounding: Rounding,
 ) -> None:
     """As `_accumulate_fp32`, every adder rounding to a narrower format.
@@ -104,7 +108,7 @@ def _accumulate_narrow(
     """
     for k in range(0, num_steps, 4):
         a0, a1, a2, a3 = row[k], row[k + 1], row[k + 2], row[k + 3]
-        for j in range(NUM_COLUMNS):
+        for j in range(width):
             low = _add_to_odd(np.float64(a0 * panel[k, j]), np.float64(a1 * panel[k + 1, j]))
             high = _add_to_odd(np.float64(a2 * panel[k + 2, j]), np.float64(a3 * panel[k + 3, j]))
             step = _round(_round(low, rounding) + _round(high, rounding), rounding)
@@ -150,6 +154,7 @@ def _multiply(
         a_base, b_base, out_base = a.batches[batch], b.batches[batch], out.batches[batch]
         for first_column in range(0, b.outer.size, NUM_COLUMNS):
             columns = b.outer[first_column : first_column + NUM_COLUMNS]
+            width = -(-columns.size // NUM_LANES) * NUM_LANES
             for first_row in range(0, a.outer.size, NUM_ROWS):
                 rows = a.outer[first_row : first_row + NUM_ROWS]
                 total[: rows.size] = 0
@@ -162,9 +167,11 @@ def _multiply(
                         for i in range(rows.size):
                             num_steps = _pack_row(row, a, a_base + rows[i], a.steps[first:last])
                             if rounding is None:  # decided at compile time
-                                _accumulate_fp32(panel, row, partial[i], num_steps)
+                                _accumulate_fp32(panel, row, partial[i], num_steps, width)
                             else:
-                                _accumulate_narrow(panel, row, partial[i], num_steps, rounding)
+                                _accumulate_narrow(
+                                    panel, row, partial[i], num_steps, width, rounding
+                                )
                     for i in range(rows.size):
                         for j in range(NUM_COLUMNS):
                             if rounding is None:
