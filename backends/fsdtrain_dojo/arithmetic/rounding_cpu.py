@@ -53,7 +53,7 @@ from fsdtrain_dojo.arithmetic.random_bits import (
 Kernel = Callable[[int, int, int, int, int, int, int], None]
 
 BLOCK = 1 << 20
-MIN_ELEMENTS_PER_THREAD = 1 << 17
+MIN_ELEMENTS_PER_THREAD = 1 << 19  # fewer are rounded while a thread wakes up
 
 
 def run(
@@ -70,11 +70,13 @@ def run(
     The random bits follow the element's index, so the result does not depend on the threads.
     """
     low = first_element & (HIGH_WORD - 1)
-    if num_elements < 2 * MIN_ELEMENTS_PER_THREAD and low + num_elements <= HIGH_WORD:
+    num_threads = 1
+    if num_elements >= 2 * MIN_ELEMENTS_PER_THREAD:
+        num_threads = min(torch.get_num_threads(), num_elements // MIN_ELEMENTS_PER_THREAD)
+    if num_threads == 1 and low + num_elements <= HIGH_WORD:
         key = key_of_high_word(key, first_element >> 32)
         kernel(address, num_elements, counts.data_ptr(), grid_address, *key, low)
         return
-    num_threads = min(torch.get_num_threads(), max(num_elements // MIN_ELEMENTS_PER_THREAD, 1))
     pieces = split_elements(first_element, num_elements, num_threads)
     rows = counts.new_zeros((len(pieces), counts.numel()))
     width = rows.shape[1] * rows.element_size()
@@ -88,18 +90,17 @@ def run(
             grid_address, *words, element & (HIGH_WORD - 1),
         )  # fmt: skip
 
-    if num_threads == 1:
-        for index in range(len(pieces)):
-            run_piece(index)
-    else:
-        list(_pool(num_threads).map(run_piece, range(len(pieces))))
+    others = [_pool(num_threads).submit(run_piece, index) for index in range(1, len(pieces))]
+    run_piece(0)
+    for other in others:
+        other.result()
     counts[:-1] += rows[:, :-1].sum(0)
     counts[-1] = torch.maximum(counts[-1], rows[:, -1].max())
 
 
 @lru_cache(maxsize=1)
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="dojo-rounding")
+    return ThreadPoolExecutor(max(num_threads - 1, 1), thread_name_prefix="dojo-rounding")
 
 
 @lru_cache(maxsize=64)

@@ -124,7 +124,7 @@ def test_beyond_the_largest_value_is_clamped() -> None:
 @pytest.mark.usefixtures("keep_num_threads")
 @pytest.mark.parametrize("rounding", Rounding)
 def test_threads_and_pieces_change_nothing(rounding: Rounding) -> None:
-    tensor = torch.randn(1_500_007, generator=torch.Generator().manual_seed(0)) * 100
+    tensor = torch.randn(4_500_007, generator=torch.Generator().manual_seed(0)) * 100
     tensor[::1000] = torch.nan
     rounder = make_rounder(CFLOAT8_1_4_3, rounding)
     results, all_counts = [], []
@@ -135,8 +135,8 @@ def test_threads_and_pieces_change_nothing(rounding: Rounding) -> None:
         rounder(results[-1], 7, all_counts[-1], KEY)
     results.append(tensor.clone())
     all_counts.append(torch.zeros(NUM_COUNTS, dtype=torch.int64))
-    for start in range(0, len(tensor), 333_333):
-        piece = results[-1][start : start + 333_333]
+    for start in range(0, len(tensor), 1_333_333):
+        piece = results[-1][start : start + 1_333_333]
         rounder(piece, 7, all_counts[-1], KEY, first_element=start)
     for result, counts in zip(results[1:], all_counts[1:], strict=True):
         assert torch.equal(result, results[0])
