@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.compiler import explain
+from fsdtrain_dojo.capture.compiler import explain, set_up_capture
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import SITES, check_values
 from fsdtrain_dojo.op_rules import find_rule
@@ -71,6 +71,7 @@ class _CompiledOptimizer:
         self.optimizer = optimizer
         self.names = names
         self.gradient_stores: dict[nn.Parameter, Store] = {}
+        set_up_capture()
         # A number would be a constant of the graph, and every new rate a new capture.
         self.rates = [torch.zeros(()) for _ in optimizer.param_groups]
         # torch.optim wraps its steps so that torch.compile leaves the graph there.

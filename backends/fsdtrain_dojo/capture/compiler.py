@@ -4,39 +4,28 @@ The forward and backward pass of a module are captured as one joint graph, marke
 in two, and flattened. An op is never decomposed here: the graph holds what autograd recorded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from functorch.compile import default_partition
 from torch import nn
-from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch.fx import GraphModule, Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fsdtrain.backend import BackendError
+from fsdtrain_dojo.capture.checkpointing import settle_checkpointing
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import mark_sites
+from fsdtrain_dojo.capture.tracing import tracing_whole_ops
 from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 from fsdtrain_dojo.sites import SiteTable
 
-aten = torch.ops.aten
 
-# PyTorch replaces these by a dozen smaller ops while it traces, which is slower and has other
-# numbers than the op itself: interpolation weights are no stored tensors.
-_KEPT_WHOLE = [
-    overload
-    for packet in (
-        aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
-        aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d,
-        aten.upsample_bicubic2d,
-    )
-    for overload in (packet.default, packet.vec)
-]  # fmt: skip
+# Of one module: training and evaluation, and a few shapes each.
+MAX_CAPTURES = 16
 
 
 class StepCompiler:
@@ -60,8 +49,7 @@ class StepCompiler:
 
     def compile(self, module: nn.Module) -> None:
         """Compile `module` in place; names of weights stay as they are."""
-        # Without it nn.LSTM is no graph; on the CPU it is captured as matrix and vector ops.
-        torch._dynamo.config.allow_rnn = True
+        set_up_capture()
         capture = _Capture(self, {id(p): name for name, p in module.named_parameters()})
         module.compile(backend=capture, fullgraph=True, dynamic=False)
         compiled = module._compiled_call_impl
@@ -79,14 +67,31 @@ class StepCompiler:
         module._compiled_call_impl = call
 
 
+def set_up_capture() -> None:
+    """Settings of torch.compile for the whole process."""
+    # Without it nn.LSTM is no graph; on the CPU it is captured as matrix and vector ops.
+    torch._dynamo.config.allow_rnn = True
+    # Those limits count all modules of a class together; `_Capture` counts those of one module.
+    torch._dynamo.config.recompile_limit = 1024
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+
+
 class _Capture:
     """What torch.compile calls with every graph of one module."""
 
     def __init__(self, compiler: StepCompiler, weight_names: Mapping[int, str]) -> None:
         self.compiler = compiler
         self.weight_names = weight_names  # by id of the parameter
+        self.num_captures = 0
 
     def __call__(self, graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        self.num_captures += 1
+        if self.num_captures > MAX_CAPTURES:
+            raise BackendError(
+                f"the step was captured {MAX_CAPTURES} times, each time for other shapes or values "
+                "of its inputs: backend dojo needs fixed shapes; pad or drop the last incomplete "
+                "batch, and give numbers that change as tensors"
+            )
         names = {
             index: self.weight_names.get(id(example), f"parameter_{index}")
             for index, example in enumerate(examples)
@@ -101,14 +106,14 @@ class _Capture:
             ),
             decompositions={},
         )
-        # Under flash attention the backward pass of the CPU gets the wrong tensor, silently.
-        with sdpa_kernel(SDPBackend.MATH), _kept_whole():
+        with tracing_whole_ops():
             compiled: Callable[..., Any] = build(graph, examples)
         return compiled
 
     def _partition(
         self, joint: GraphModule, inputs: Any, names: Mapping[int, str], options: dict[str, Any]
     ) -> Any:
+        settle_checkpointing(joint.graph)
         mark_sites(joint.graph, self.compiler.recipe, _weights(joint, names))
         return default_partition(joint, inputs, **options)
 
@@ -127,26 +132,6 @@ def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
     """The graph's inputs that are trained weights."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     return {node: names[index] for index, node in enumerate(inputs) if index in names}
-
-
-@contextmanager
-def _kept_whole() -> Iterator[None]:
-    """While tracing, take away the Python decompositions of `_KEPT_WHOLE`."""
-    keys = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
-    removed = [
-        (overload, key, overload.py_kernels.pop(key))
-        for overload in _KEPT_WHOLE
-        for key in keys
-        if key in overload.py_kernels
-    ]
-    for overload, _, _ in removed:
-        overload._dispatch_cache.clear()
-    try:
-        yield
-    finally:
-        for overload, key, kernel in removed:
-            overload.py_kernels[key] = kernel
-            overload._dispatch_cache.clear()
 
 
 def _refuse_autocast() -> None:
