@@ -123,7 +123,7 @@ def examine_nearest(num_samples: int) -> Iterator[Finding]:
                 inside = np.abs(ours) < format.max_finite(bias)
                 ours, theirs = ours[inside] + np.float32(0), theirs[inside]
             num_compared += len(ours)
-            num_different += num_different(ours, theirs)
+            num_different += count_different(ours, theirs)
         yield Finding(
             what=f"{format.name} at bias {bias} against ml_dtypes {np.dtype(dtype)}",
             num_compared=num_compared,
@@ -137,7 +137,7 @@ def examine_nearest(num_samples: int) -> Iterator[Finding]:
             for inputs in _inputs(format, bias, num_samples // num_cases):
                 expected = _rounded_by_gfloat(inputs, format, bias)
                 num_compared += len(inputs)
-                num_different += num_different(rounded(inputs, format, bias), expected)
+                num_different += count_different(rounded(inputs, format, bias), expected)
         yield Finding(
             what=f"{format.name} at biases {format.min_bias} to {format.max_bias} against gfloat",
             num_compared=num_compared,
@@ -205,7 +205,7 @@ def examine_bfloat16(num_samples: int) -> Iterator[Finding]:
         expected = numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
         ours = rounded(numbers, BF16, BF16.bias)
         in_float32 = (expected.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        num_different += num_different(ours, in_float32)
+        num_different += count_different(ours, in_float32)
         codes = encode(torch.from_numpy(numbers), BF16, BF16.bias).numpy().view(np.uint16)
         num_different += int(np.sum((codes != expected) & ~np.isnan(numbers)))
         if start % (1 << 29) == 0:

@@ -53,7 +53,7 @@ def rounded(
     return result
 
 
-def num_different(ours: Floats, theirs: Floats) -> int:
+def count_different(ours: Floats, theirs: Floats) -> int:
     """How many differ in any bit; NaN equals NaN whatever its bits."""
     differ = ours.view(np.uint32) != theirs.view(np.uint32)
     return int(np.sum(differ & ~(np.isnan(ours) & np.isnan(theirs))))
@@ -65,7 +65,7 @@ def examine_stochastic(num_samples: int) -> Iterator[Finding]:
         values = decode_table(format, bias)
         values = np.repeat(values[~np.isnan(values)], 1 << max(0, 20 - format.num_bits))
         moved = sum(
-            num_different(rounded(values, format, bias, Rounding.STOCHASTIC, site), values)
+            count_different(rounded(values, format, bias, Rounding.STOCHASTIC, site), values)
             for site in range(16)
         )
         yield Finding(

@@ -126,7 +126,6 @@ def make_kernel(kind: Kind) -> Kernel:
         counts = array_at(as_pointer(counts_address), 5, i64)
         shift, exponent, max_finite, overflow = grid[0], grid[1], grid[2], grid[3]
         gap_low, gap_high, gap_up = grid[4], grid[5], grid[6]
-        gap_width = f32(as_float32(gap_high) - as_float32(gap_low))
         for start in range(0, num_elements, BLOCK):
             length = min(BLOCK, num_elements - start)
             block = array_at(as_pointer(address + 4 * start), length, u32)
@@ -144,37 +143,27 @@ def make_kernel(kind: Kind) -> Kernel:
                     num_saturated = u32(num_saturated + u32(is_negative & (magnitude > u32(0))))
                     magnitude = u32(0) if is_negative else magnitude
                     sign = u32(0)
-                clipped = min(magnitude, overflow)
+                random = u32(0)
                 if stochastic:
                     random = _random(counter, u32(key_1))
                     counter = u32(counter + u32(1))
-                    if float32_exponents:
-                        rounded = _drop_stochastic(clipped, shift, random)
-                    else:
-                        rounded = _round_stochastic(clipped, shift, exponent, random)
-                    if has_gap and gap_low < magnitude and magnitude < gap_high:
-                        distance = f32(as_float32(magnitude) - as_float32(gap_low))
-                        goes_up = _between_0_and_1(random) < f32(distance / gap_width)
-                        rounded = gap_high if goes_up else gap_low
+                clipped = min(magnitude, overflow)
+                if float32_exponents:
+                    rounded = _drop(clipped, shift, random, stochastic)
+                elif stochastic:
+                    rounded = _round_stochastic(clipped, shift, exponent, random)
                 else:
-                    if float32_exponents:
-                        rounded = _drop_nearest(clipped, shift)
-                    else:
-                        rounded = _round_nearest(clipped, shift, exponent)
-                    if has_gap and gap_low < magnitude and magnitude < gap_high:
-                        rounded = gap_high if magnitude >= gap_up else gap_low
-                num_saturated = u32(num_saturated + u32(rounded > max_finite))
-                num_underflowed = u32(
-                    num_underflowed + u32((rounded == u32(0)) & (magnitude > u32(0)))
-                )
-                if has_specials:
+                    rounded = _round_nearest(clipped, shift, exponent)
+                if has_gap and gap_low < magnitude and magnitude < gap_high:
+                    goes_up = magnitude >= gap_up
                     if stochastic:
-                        is_infinite = magnitude == u32(0x7F800000)
-                        rounded = min(rounded, max_finite)
-                    else:
-                        is_infinite = rounded > max_finite
-                    rounded = u32(0x7F800000) if is_infinite else rounded
-                    rounded = u32(0x7FC00000) if is_nan else rounded
+                        goes_up = _goes_up(magnitude, gap_low, gap_high, random)
+                    rounded = gap_high if goes_up else gap_low
+                num_saturated = u32(num_saturated + u32(rounded > max_finite))
+                is_zeroed = (rounded == u32(0)) & (magnitude > u32(0))
+                num_underflowed = u32(num_underflowed + u32(is_zeroed))
+                if has_specials:
+                    rounded = _with_specials(rounded, magnitude, max_finite, stochastic)
                 else:
                     rounded = min(rounded, max_finite)
                     sign = u32(0) if is_nan else sign
@@ -196,13 +185,6 @@ def _round_nearest(clipped: Bits, shift: Bits, exponent: Bits) -> Bits:
 
 
 @inlined
-def _drop_nearest(clipped: Bits, shift: Bits) -> Bits:
-    mask = u32((u32(1) << shift) - u32(1))
-    is_odd = u32(shift_right(clipped, shift) & u32(1))
-    return u32(u32(clipped + u32(u32(mask >> u32(1)) + is_odd)) & u32(~mask))
-
-
-@inlined
 def _round_stochastic(clipped: Bits, shift: Bits, exponent: Bits, random: Bits) -> Bits:
     own_exponent = u32(clipped >> u32(23))
     step_exponent = max(own_exponent, exponent)
@@ -218,16 +200,28 @@ def _round_stochastic(clipped: Bits, shift: Bits, exponent: Bits, random: Bits) 
 
 
 @inlined
-def _drop_stochastic(clipped: Bits, shift: Bits, random: Bits) -> Bits:
+def _drop(clipped: Bits, shift: Bits, random: Bits, stochastic: bool) -> Bits:
     mask = u32((u32(1) << shift) - u32(1))
-    return u32(u32(clipped + shift_right(random, u32(u32(32) - shift))) & u32(~mask))
+    added = u32(u32(mask >> u32(1)) + u32(shift_right(clipped, shift) & u32(1)))
+    if stochastic:
+        added = shift_right(random, u32(u32(32) - shift))
+    return u32(u32(clipped + added) & u32(~mask))
 
 
 @inlined
-def _between_0_and_1(random: Bits) -> Bits:
-    """One of the 2^23 middles of equal intervals."""
+def _goes_up(magnitude: Bits, gap_low: Bits, gap_high: Bits, random: Bits) -> Bits:
+    """Whether one of the 2^23 middles of equal intervals of 0 to 1 lies below the distance."""
     one_to_two = as_float32(u32(u32(random >> u32(9)) | u32(0x3F800000)))
-    return f32(one_to_two - f32(1 - 2.0**-24))
+    distance = f32(as_float32(magnitude) - as_float32(gap_low))
+    width = f32(as_float32(gap_high) - as_float32(gap_low))
+    return f32(one_to_two - f32(1 - 2.0**-24)) < f32(distance / width)
+
+
+@inlined
+def _with_specials(rounded: Bits, magnitude: Bits, max_finite: Bits, stochastic: bool) -> Bits:
+    is_infinite = magnitude == u32(0x7F800000) if stochastic else rounded > max_finite
+    rounded = u32(0x7F800000) if is_infinite else min(rounded, max_finite)
+    return u32(0x7FC00000) if magnitude > u32(0x7F800000) else rounded
 
 
 @inlined
