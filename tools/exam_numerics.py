@@ -19,7 +19,7 @@ import gfloat
 import ml_dtypes
 import numpy as np
 import torch
-from exam_stochastic import CHUNK, Finding, Floats, examine_stochastic, rounded
+from exam_stochastic import CHUNK, Finding, Floats, count_different, examine_stochastic, rounded
 from fsdtrain_dojo.arithmetic.codes import code_dtype, decode, decode_table, encode
 from fsdtrain_dojo.formats import (
     BF16,
