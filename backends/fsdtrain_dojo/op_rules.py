@@ -115,19 +115,21 @@ _RULES: dict[str, OpRule] = {
         "max_unpool2d index_put _unsafe_index_put index_add index_reduce scatter_add "
         "scatter_reduce embedding_bag im2col col2im dot mv "
         "_thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell "
-        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace linalg_det _linalg_det",
+        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace linalg_det "
+        "_linalg_det",
     ),
     **_rules(
         Kind.SELECT,
-        "relu threshold threshold_backward hardtanh clamp clamp_min clamp_max neg abs sgn sign where "
-        "masked_fill maximum minimum fmax fmin amax amin max min sort topk median "
+        "relu threshold threshold_backward hardtanh clamp clamp_min clamp_max neg abs sgn sign "
+        "where masked_fill maximum minimum fmax fmin amax amin max min sort topk median "
         "max_pool1d max_pool2d_with_indices max_pool3d_with_indices cummax cummin "
         "adaptive_max_pool2d adaptive_max_pool2d_backward tril triu copysign nan_to_num",
     ),
     **_rules(
         Kind.MOVE,
         "view _unsafe_view reshape permute transpose t numpy_T slice select expand squeeze "
-        "unsqueeze cat stack split split_with_sizes unbind unfold unfold_backward clone detach "
+        "unsqueeze cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes unbind "
+        "unfold unfold_backward clone detach "
         "alias as_strided as_strided_scatter diagonal diagonal_backward diag_embed flip roll rot90 "
         "gather index _unsafe_index index_select take embedding "
         "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
@@ -139,7 +141,7 @@ _RULES: dict[str, OpRule] = {
     **_rules(
         Kind.CONSTANT,
         "full full_like zeros zeros_like ones ones_like empty empty_like empty_strided new_empty "
-        "new_zeros new_ones new_full new_empty_strided arange linspace eye scalar_tensor",
+        "new_zeros new_ones new_full new_empty_strided fill arange linspace eye scalar_tensor",
     ),
 }
 # Reflection and replication padding add up in backward.
@@ -151,7 +153,9 @@ _RULES |= _rules(
 
 
 def register_op(name: str, rule: OpRule) -> None:
-    """Teach the backend an op, e.g. register_op("mylib.bev_pool", OpRule(kind=Kind.VECTOR)).
+    """Teach the backend an op.
+
+    For example: register_op("mylib.bev_pool", OpRule(kind=Kind.VECTOR)).
 
     Args:
         name: "<namespace>.<op>", without the overload.

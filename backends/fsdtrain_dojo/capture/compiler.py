@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from functorch.compile import default_partition
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._functorch.partitioners import default_partition
 from torch.fx import GraphModule, Node
 
 from fsdtrain.backend import BackendError
@@ -22,7 +22,6 @@ from fsdtrain_dojo.capture.tracing import tracing_whole_ops
 from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 from fsdtrain_dojo.sites import SiteTable
-
 
 # Of one module: training and evaluation, and a few shapes each.
 MAX_CAPTURES = 16

@@ -115,7 +115,10 @@ def sources(value: Node, rules: Rules) -> set[Node]:
 
 
 def reachable(
-    start: Iterable[Node], step: Callable[[Node], Iterable[Node]], *, is_wall: Callable[[Node], bool]
+    start: Iterable[Node],
+    step: Callable[[Node], Iterable[Node]],
+    *,
+    is_wall: Callable[[Node], bool],
 ) -> set[Node]:
     """All nodes that `step` leads to from `start`, itself included; walls are not entered."""
     waiting = [node for node in start if not is_wall(node)]

@@ -25,7 +25,7 @@ _LAYERS = (Kind.MATRIX, Kind.NORM)
 def is_layer(node: Node, rules: Rules) -> bool:
     """Whether the value is one of a layer's results."""
     producer = node.args[0] if node.target is operator.getitem else node
-    return producer in rules and rules[producer].kind in _LAYERS
+    return isinstance(producer, Node) and producer in rules and rules[producer].kind in _LAYERS
 
 
 def find_addresses(graph: Graph, rules: Rules, trained: set[Node]) -> set[Node]:
@@ -79,7 +79,6 @@ def find_loss(graph: Graph, rules: Rules) -> set[Node]:
     Forward: what scalar results are computed from, back to the last layers. Backward: from the
     scalars' gradients on to those layers; the gradient that enters a layer is a stored tensor.
     """
-
     output = graph.output_node()
     scalars = [
         node

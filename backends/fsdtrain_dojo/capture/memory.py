@@ -37,8 +37,17 @@ _GRAD_INPUT: dict[Any, tuple[Any, int]] = {
     aten.gelu_backward.default: (aten.gelu_backward.grad_input, 0),
     aten.silu_backward.default: (aten.silu_backward.grad_input, 0),
 }
+# Kernels do not always keep the strides that were predicted for them when the graph was traced; a
+# view may then need a copy.
+_ANY_LAYOUT: dict[Any, Any] = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+}
 # Their schemas do not say that they give their operand's memory.
-_SILENT_VIEWS = {"aten::_unsafe_view", "aten::reshape", "aten::contiguous", "aten::_reshape_alias"}
+_SILENT_VIEWS = {
+    "aten::_unsafe_view", "aten::reshape", "aten::contiguous", "aten::_reshape_alias",
+    "aten::unsafe_split", "aten::unsafe_split_with_sizes",
+}  # fmt: skip
 
 Overwritable = Mapping[Node, int]  # op -> position of the operand it may write over
 
@@ -53,14 +62,14 @@ def find_overwritable(nodes: list[Node]) -> Overwritable:
     found = {}
     for number, node in enumerate(nodes):
         for position in _candidates(node):
-            value = node.args[position]
+            operand = node.args[position]
             if (
-                isinstance(value, Node)
-                and value.op == "call_function"
-                and owner[value] is value
-                and last_use[value] == number
-                and _has_layout_of(value, node)
-                and not _shares_memory_otherwise(node, value, owner)
+                isinstance(operand, Node)
+                and operand.op == "call_function"
+                and owner[operand] is operand
+                and last_use[operand] == number
+                and _has_layout_of(operand, node)
+                and not _shares_memory_otherwise(node, operand, owner)
             ):
                 found[node] = position
                 break
@@ -71,6 +80,9 @@ def in_place_variant(node: Node, overwritable: Overwritable) -> Callable[..., An
     """What to call for this op."""
     position = overwritable.get(node)
     target: Callable[..., Any] = node.target  # type: ignore[assignment]  # of a call_function
+    if target in _ANY_LAYOUT:
+        flexible: Callable[..., Any] = _ANY_LAYOUT[target]
+        return flexible
     if position is None:
         return target
     if target in _GRAD_INPUT:
@@ -97,7 +109,7 @@ def _candidates(node: Node) -> tuple[int, ...]:
 
 
 def _find_owners(nodes: list[Node]) -> dict[Node, Node]:
-    """value -> the value whose memory it lies in; itself, if it has its own."""
+    """Value -> the value whose memory it lies in; itself, if it has its own."""
     owner: dict[Node, Node] = {}
     for node in nodes:
         source = node
@@ -130,6 +142,4 @@ def _has_layout_of(value: Node, node: Node) -> bool:
 
 def _shares_memory_otherwise(node: Node, value: Node, owner: Mapping[Node, Node]) -> bool:
     """Whether another operand is a different view of the same memory."""
-    return any(
-        owner[other] is value and other is not value for other in node.all_input_nodes
-    )
+    return any(owner[other] is value and other is not value for other in node.all_input_nodes)

@@ -11,6 +11,7 @@ nobody reads again. To store is to round in place; the program itself knows no f
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -88,9 +89,7 @@ def _make_program(
                     registers[register] = results[index]
                 del results
             else:
-                registers[step.result] = step.call(
-                    *step.arguments.fill(registers), **step.keywords
-                )
+                registers[step.result] = step.call(*step.arguments.fill(registers), **step.keywords)
             for register, store in step.stores:
                 store(registers[register])
             for register in step.frees:
@@ -134,9 +133,7 @@ class _Flattening:
     def _instruction(self, node: Node) -> _Instruction:
         picks = {u.args[1]: u for u in node.users if u.target is operator.getitem}
         frees = [r for each in (node, *picks.values()) for r in self.frees.get(each, [])]
-        for user in node.users:
-            if user.target in _ALIASES:  # has no instruction of its own
-                frees += self.frees.get(user, [])
+        keywords = dict(node.kwargs)
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.module)
             call: Callable[..., Any] = lambda: value  # noqa: E731 - a constant of the graph
@@ -145,17 +142,23 @@ class _Flattening:
             found = self.implementations.get(node.target)
             call = found or in_place_variant(node, self.overwritable)
             arguments = self._arguments(node.args)
+            named = {key: each for key, each in keywords.items() if isinstance(each, Node)}
+            if named:
+                call = _name_last(call, list(named))
+                arguments = self._arguments((*node.args, *named.values()))
+                keywords = {key: each for key, each in keywords.items() if key not in named}
         is_single = not isinstance(node.meta.get("val"), list | tuple)
         sites: dict[int, Site] = node.meta.get(SITES, {})
         return _Instruction(
             call=call,
             arguments=arguments,
-            keywords=dict(node.kwargs),
+            keywords=keywords,
             result=self.registers[node] if is_single else None,
             picks=[(int(str(index)), self.registers[pick]) for index, pick in picks.items()],
             stores=[
                 (self.registers[node if is_single else picks[index]], self.store_for(site))
                 for index, site in sites.items()
+                if is_single or index in picks  # nobody in this half of the step reads the others
             ],
             frees=frees,
         )
@@ -174,22 +177,35 @@ class _Flattening:
         return found
 
 
+def _name_last(call: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """`call` with its last arguments, which are tensors, given by name."""
+
+    def call_by_name(*args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(names, args[-len(names) :], strict=True))
+        return call(*args[: -len(names)], **named, **kwargs)
+
+    return call_by_name
+
+
 def _number_registers(nodes: Iterable[Node]) -> dict[Node, int]:
     """Inputs first, in order; an alias has the register of what it is another name for."""
     registers: dict[Node, int] = {}
+    next_register = count()
     for node in nodes:
         original = node.args[0] if node.target in _ALIASES else None
         if isinstance(original, Node):
             registers[node] = registers[original]
         elif node.op != "output":
-            registers[node] = len(set(registers.values()))
+            registers[node] = next(next_register)
     return registers
 
 
 def _find_last_uses(nodes: list[Node], registers: Mapping[Node, int]) -> dict[Node, list[int]]:
-    """node -> the registers nobody reads behind it."""
+    """Node -> the registers nobody reads behind it."""
     last: dict[int, Node] = {}
     for node in nodes:
+        if node.target in _ALIASES:  # no instruction of its own, and read if it is of any use
+            continue
         for value in (node, *node.all_input_nodes):
             if value in registers:
                 last[registers[value]] = node

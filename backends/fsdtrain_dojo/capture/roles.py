@@ -11,6 +11,7 @@ two, so that both halves, and what checkpointing computes a second time, agree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -21,7 +22,6 @@ from fsdtrain_dojo.capture.dataflow import (
     find_rules,
     float_results,
     is_backward,
-    is_op,
     operands,
     reads,
     sources,
@@ -228,7 +228,7 @@ def _weight_copy(node: Node, operand: Node, known: _Graph) -> Node:
         return operand
     with known.graph.inserting_before(node):
         moved = known.graph.node_copy(operand, lambda each: rounded.get(each, each))
-    moved.meta = {**operand.meta, "partitioner_tag": node.meta.get("partitioner_tag")}
+    moved.meta = {**operand.meta, **_half(node)}
     return moved
 
 
@@ -245,7 +245,13 @@ def _copy(node: Node, operand: Node, site: Site, known: _Graph) -> Node:
         copy = known.graph.call_function(torch.ops.aten.clone.default, (operand,))
     copy.meta = {
         "val": operand.meta["val"].clone(),
-        "partitioner_tag": node.meta.get("partitioner_tag"),
+        **_half(node),
         SITES: {0: site},
     }
     return copy
+
+
+def _half(node: Node) -> dict[str, Any]:
+    """Whether it belongs to the forward pass, the backward pass, or both (checkpointing)."""
+    keys = ("partitioner_tag", "recompute", "ac_graph_id")
+    return {key: node.meta[key] for key in keys if key in node.meta}
