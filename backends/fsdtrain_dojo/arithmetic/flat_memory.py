@@ -5,7 +5,7 @@ import torch
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Whether the elements fill one piece of memory without holes or overlaps."""
-    if tensor.is_contiguous():
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
         return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

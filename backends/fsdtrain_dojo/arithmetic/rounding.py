@@ -53,6 +53,7 @@ class Rounder:
         self._kind = make_kind(format, stochastic=rounding is Rounding.STOCHASTIC)
         self._cpu_kernel = rounding_cpu.make_kernel(self._kind)
         self._grids: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self._cpu_addresses: dict[int, int] = {}  # of the grids, by bias
 
     def __call__(
         self,
@@ -72,8 +73,10 @@ class Rounder:
             first_element: index of the element that comes first in memory.
 
         Raises:
-            BackendError: no such bias; another dtype; strides with holes or overlaps.
+            BackendError: no such bias; another dtype or device; strides with holes or overlaps.
         """
+        assert counts.dtype is torch.int64, counts.dtype
+        assert counts.is_contiguous(), counts.stride()
         if tensor.dtype is not torch.float32:
             raise BackendError(f"rounding works on float32 tensors in place, not {tensor.dtype}")
         if not is_dense(tensor):
@@ -81,17 +84,21 @@ class Rounder:
                 f"rounding in place needs a tensor without holes or overlaps in memory; this one "
                 f"has shape {tuple(tensor.shape)} and strides {tensor.stride()}"
             )
-        if tensor.is_cuda:
+        if tensor.is_cpu:
+            address = self._cpu_addresses.get(bias)
+            if address is None:
+                address = self._cpu_addresses[bias] = self._grid(bias, tensor.device).data_ptr()
+            rounding_cpu.run(
+                self._cpu_kernel, tensor.data_ptr(), tensor.numel(), counts, address, key,
+                first_element,
+            )  # fmt: skip
+        elif tensor.is_cuda:
             from fsdtrain_dojo.arithmetic import rounding_triton  # triton is heavy
 
             grid = self._grid(bias, tensor.device)
             rounding_triton.run(self._kind, tensor, counts, grid, key, first_element)
-            return
-        grid = self._grid(bias, tensor.device)
-        rounding_cpu.run(
-            self._cpu_kernel, tensor.data_ptr(), tensor.numel(), counts, grid.data_ptr(), key,
-            first_element,
-        )  # fmt: skip
+        else:
+            raise BackendError(f"rounding works on CPU and CUDA tensors, not on {tensor.device}")
 
     def _grid(self, bias: int, device: torch.device) -> torch.Tensor:
         """The grid's words, int32, on the device; kept, for kernels get their address."""

@@ -166,14 +166,17 @@ def test_accumulator_of_21_bits_rounds_to_14_significant_bits() -> None:
 
 
 @pytest.mark.parametrize("rounding", Rounding)
-def test_memory_order_decides_not_the_order_of_dimensions(rounding: Rounding) -> None:
-    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    in_memory = image.permute(0, 2, 3, 1).clone()
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (3, 1, 0, 2)])
+def test_memory_order_decides_not_the_order_of_dimensions(
+    rounding: Rounding, order: tuple[int, ...]
+) -> None:
+    in_memory = torch.randn(2, 4, 5, 3)
+    image = in_memory.clone().permute(order)
     counts = torch.zeros(2, NUM_COUNTS, dtype=torch.int64)
     rounder = make_rounder(CFLOAT8_1_4_3, rounding)
     rounder(image, 7, counts[0], key=(1, 2))
     rounder(in_memory, 7, counts[1], key=(1, 2))
-    assert torch.equal(image.permute(0, 2, 3, 1), in_memory)
+    assert torch.equal(image, in_memory.permute(order))
     assert torch.equal(counts[0], counts[1])
 
 
@@ -182,6 +185,8 @@ def test_bad_operands_are_named() -> None:
     counts = torch.zeros(NUM_COUNTS, dtype=torch.int64)
     with pytest.raises(BackendError, match=r"not torch\.float64"):
         rounder(torch.zeros(3, dtype=torch.float64), 7, counts)
+    with pytest.raises(BackendError, match="not on meta"):
+        rounder(torch.zeros(3, device="meta"), 7, counts)
     with pytest.raises(BackendError, match=r"strides \(2,\)"):
         rounder(torch.zeros(6)[::2], 7, counts)
     with pytest.raises(BackendError, match=r"strides \(0, 1\)"):
