@@ -5,7 +5,7 @@
 Every check has an oracle that shares no code with the kernels: exact fractions for the codes,
 ml_dtypes and gfloat for rounding to nearest, statistics for stochastic rounding. Each line says how
 much was compared and how much differed; the exit status is 1 if anything did. The whole exam takes
-some ten minutes on one core.
+some four minutes on one core.
 """
 
 import argparse
@@ -202,14 +202,15 @@ def examine_bfloat16(num_samples: int) -> Iterator[Finding]:
     for start in range(0, 1 << 32, CHUNK):
         inputs = np.arange(start, start + CHUNK, dtype=np.uint64).astype(np.uint32)
         numbers = inputs.view(np.float32)
-        expected = numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
+        with np.errstate(invalid="ignore"):  # NaN are among the inputs
+            expected = numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
         ours = rounded(numbers, BF16, BF16.bias)
         in_float32 = (expected.astype(np.uint32) << np.uint32(16)).view(np.float32)
         num_different += count_different(ours, in_float32)
         codes = encode(torch.from_numpy(numbers), BF16, BF16.bias).numpy().view(np.uint16)
         num_different += int(np.sum((codes != expected) & ~np.isnan(numbers)))
         if start % (1 << 29) == 0:
-            print(f"         bfloat16: {start / (1 << 32):.0%}", flush=True)
+            print(f"bfloat16: {start / (1 << 32):.0%}", flush=True)
     yield Finding(
         what="all 2^32 inputs, rounded and as codes, against ml_dtypes",
         num_compared=1 << 33,

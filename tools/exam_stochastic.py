@@ -85,7 +85,8 @@ def _examine_binades(format: Format, bias: int, num_samples: int) -> Finding:
     low = max(-126.0, np.log2(values[1]) - 24)
     errors, variances = np.zeros(256), np.zeros(256)  # a binade each, from float32's smallest
     num_compared = num_misplaced = 0
-    for site in range(-(-num_samples // CHUNK)):
+    for chunk in range(-(-num_samples // CHUNK)):
+        site = 1000 * bias + chunk
         generator = np.random.default_rng(site)
         numbers = (2 ** generator.uniform(low, np.log2(values[-1]), CHUNK)).astype(np.float32)
         numbers = numbers[numbers < values[-1]]
