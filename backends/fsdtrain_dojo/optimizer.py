@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
-from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.capture.compiler import explain, set_up_capture
+from fsdtrain_dojo.capture.memory import alias_of
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import SITES, check_values
 from fsdtrain_dojo.op_rules import find_rule
@@ -36,6 +36,8 @@ _STATE_ROLES = {
     "square_avg": Role.SECOND_MOMENT,
     "sum": Role.SECOND_MOMENT,
 }
+
+WRITE_BACK = torch.ops.aten.copy_.default
 
 
 class OptimizerCompiler:
@@ -131,6 +133,7 @@ class _CompiledOptimizer:
             fw_compiler=_refuse_gradients,
             inference_compiler=lambda module, inputs: self._build(module, tensors),
             decompositions={},
+            keep_inference_input_mutations=True,
         )
         compiled: Callable[..., Any] = build(graph, examples)
         return compiled
@@ -140,15 +143,22 @@ class _CompiledOptimizer:
             check_values(node)
             if node.op == "call_function":
                 find_rule(node)
-        output = module.graph.output_node()
         sites = self._sites_of_states()
-        for value, result in zip(output.args[0], output.meta["desc"], strict=True):  # type: ignore[arg-type]
-            if isinstance(result, InputMutationAOTOutput):
-                state = tensors[result.mutated_input.target]  # type: ignore[attr-defined]
-                site = sites.get(id(state))
-                if site is not None and not site.rule.is_exact:
-                    value.meta[SITES] = {0: site}
-        return build_program(module, lambda site: self.table.add(site, is_training=True), {})
+        replaced = []
+        for write in module.graph.find_nodes(op="call_function", target=WRITE_BACK):
+            target, value = write.args[:2]
+            assert isinstance(target, Node)
+            assert isinstance(value, Node)
+            replaced.append(target)
+            site = sites.get(id(tensors[target.meta["desc"].target]))
+            if site is not None and not site.rule.is_exact:
+                _original(value).meta[SITES] = {0: site}
+        return build_program(
+            module,
+            lambda site: self.table.add(site, is_training=True),
+            {WRITE_BACK: _write_back},
+            replaced_inputs=replaced,
+        )
 
     def _sites_of_states(self) -> dict[int, Site]:
         """By the id of a weight or a moment: its site."""
@@ -167,6 +177,16 @@ class _CompiledOptimizer:
                         )
                     sites[id(state)] = self._site(parameter, name, _STATE_ROLES[name])
         return sites
+
+
+def _original(value: Node) -> Node:
+    source = alias_of(value)
+    return value if source is None else _original(source)
+
+
+def _write_back(target: Tensor, value: Tensor) -> Tensor:
+    """Copy unless the value was computed in the target's own memory."""
+    return target if target.data_ptr() == value.data_ptr() else target.copy_(value)
 
 
 def _leave(tensor: Tensor) -> None:

@@ -5,11 +5,14 @@ does not know formats.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
+
+from fsdtrain_dojo.op_rules import op_name
 
 aten = torch.ops.aten
 
@@ -28,6 +31,11 @@ _IN_PLACE: dict[Any, tuple[Any, tuple[int, ...]]] = {
     aten.tanh.default: (aten.tanh_.default, (0,)),
     aten.gelu.default: (aten.gelu_.default, (0,)),
     aten.silu.default: (aten.silu_.default, (0,)),
+    aten.sqrt.default: (aten.sqrt_.default, (0,)),
+    aten.reciprocal.default: (aten.reciprocal_.default, (0,)),
+    aten.lerp.Scalar: (aten.lerp_.Scalar, (0,)),
+    aten.addcdiv.default: (aten.addcdiv_.default, (0,)),
+    aten.addcmul.default: (aten.addcmul_.default, (0,)),
 }
 # op -> (variant that writes into `grad_input`, the operand it can write over)
 _GRAD_INPUT: dict[Any, tuple[Any, int]] = {
@@ -37,6 +45,8 @@ _GRAD_INPUT: dict[Any, tuple[Any, int]] = {
     aten.gelu_backward.default: (aten.gelu_backward.grad_input, 0),
     aten.silu_backward.default: (aten.silu_backward.grad_input, 0),
 }
+# torch.compile writes it for addcmul; its own kernel is two ops.
+FUSED_MULTIPLY_ADD = "prims.fma"
 # Kernels do not always keep the strides that were predicted for them when the graph was traced; a
 # view may then need a copy.
 _ANY_LAYOUT: dict[Any, Any] = {
@@ -52,12 +62,34 @@ _SILENT_VIEWS = {
 Overwritable = Mapping[Node, int]  # op -> position of the operand it may write over
 
 
-def find_overwritable(nodes: list[Node]) -> Overwritable:
-    """The ops with an in-place variant whose operand nobody needs any more."""
+def alias_of(node: Node) -> Node | None:
+    """The value that this node is only another name for, if it is."""
+    if node.target in (aten.detach.default, aten.alias.default):
+        source = node.args[0]
+    elif node.target is aten.copy.default:  # functional: the second operand in the first's layout
+        source = node.args[1]
+        if not (isinstance(source, Node) and _has_layout_of(source, node)):
+            return None
+    else:
+        return None
+    assert isinstance(source, Node)
+    return source
+
+
+def find_overwritable(nodes: list[Node], replaced: Collection[Node] = ()) -> Overwritable:
+    """The ops with an in-place variant whose operand nobody needs any more.
+
+    Args:
+        nodes: of the graph, in order.
+        replaced: inputs that the caller replaces by results of the graph: they may be written over.
+    """
     owner = _find_owners(nodes)
     last_use = {}
     for number, node in enumerate(nodes):
-        for value in (node, *node.all_input_nodes):
+        # A copy into an input that is replaced does not read what was there.
+        is_write = node.target is aten.copy_.default
+        for value in node.args[1:2] if is_write else (node, *node.all_input_nodes):
+            assert isinstance(value, Node)
             last_use[owner[value]] = number
     found = {}
     for number, node in enumerate(nodes):
@@ -65,7 +97,7 @@ def find_overwritable(nodes: list[Node]) -> Overwritable:
             operand = node.args[position]
             if (
                 isinstance(operand, Node)
-                and operand.op == "call_function"
+                and (operand.op == "call_function" or operand in replaced)
                 and owner[operand] is operand
                 and last_use[operand] == number
                 and _has_layout_of(operand, node)
@@ -83,6 +115,8 @@ def in_place_variant(node: Node, overwritable: Overwritable) -> Callable[..., An
     if target in _ANY_LAYOUT:
         flexible: Callable[..., Any] = _ANY_LAYOUT[target]
         return flexible
+    if op_name(node) == FUSED_MULTIPLY_ADD:
+        return _multiply_add if position is None else _multiply_add_in_place
     if position is None:
         return target
     if target in _GRAD_INPUT:
@@ -105,7 +139,17 @@ def _candidates(node: Node) -> tuple[int, ...]:
         return _IN_PLACE[node.target][1] if not node.kwargs else (0,)
     if node.target in _GRAD_INPUT:
         return (_GRAD_INPUT[node.target][1],)
-    return ()
+    return (2,) if op_name(node) == FUSED_MULTIPLY_ADD else ()
+
+
+def _multiply_add(first: Tensor, second: Tensor | float, addend: Tensor) -> Tensor:
+    return _multiply_add_in_place(first, second, addend.clone())
+
+
+def _multiply_add_in_place(first: Tensor, second: Tensor | float, addend: Tensor) -> Tensor:
+    if isinstance(second, Tensor):
+        return addend.addcmul_(first, second)
+    return addend.add_(first, alpha=second)
 
 
 def _find_owners(nodes: list[Node]) -> dict[Node, Node]:
@@ -113,7 +157,10 @@ def _find_owners(nodes: list[Node]) -> dict[Node, Node]:
     owner: dict[Node, Node] = {}
     for node in nodes:
         source = node
-        if node.op == "call_function" and node.all_input_nodes and _is_view(node):
+        original = alias_of(node)
+        if original is not None:
+            source = owner[original]
+        elif node.op == "call_function" and node.all_input_nodes and _is_view(node):
             source = owner[node.all_input_nodes[0]]
         owner[node] = source
     return owner

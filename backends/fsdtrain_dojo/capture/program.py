@@ -9,17 +9,16 @@ nobody reads again. To store is to round in place; the program itself knows no f
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
-from fsdtrain_dojo.capture.memory import find_overwritable, in_place_variant
+from fsdtrain_dojo.capture.memory import alias_of, find_overwritable, in_place_variant
 from fsdtrain_dojo.capture.roles import SITES
 from fsdtrain_dojo.site import Site
 
@@ -28,8 +27,6 @@ Store = Callable[[Tensor], None]
 Program = Callable[[list[Any]], list[Any]]
 Implementations = Mapping[Any, Callable[..., Any]]
 
-# Another name for the same tensor.
-_ALIASES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,11 @@ class _Instruction:
 
 
 def build_program(
-    module: GraphModule, store_for: Callable[[Site], Store], implementations: Implementations
+    module: GraphModule,
+    store_for: Callable[[Site], Store],
+    implementations: Implementations,
+    *,
+    replaced_inputs: Collection[Node] = (),
 ) -> Program:
     """Flatten a graph.
 
@@ -69,9 +70,10 @@ def build_program(
         module: the graph, marked with sites.
         store_for: the function that rounds the tensors of a site in place.
         implementations: of ATen overloads that shall not run as PyTorch runs them.
+        replaced_inputs: those that the caller replaces by results, and that may be written over.
     """
     with unset_fake_temporarily():  # AOTAutograd calls this while it traces; sites are real
-        return _Flattening(module, store_for, implementations).flatten()
+        return _Flattening(module, store_for, implementations, replaced_inputs).flatten()
 
 
 def _make_program(
@@ -108,13 +110,14 @@ class _Flattening:
         module: GraphModule,
         store_for: Callable[[Site], Store],
         implementations: Implementations,
+        replaced_inputs: Collection[Node],
     ) -> None:
         self.module = module
         self.store_for = store_for
         self.implementations = implementations
         self.nodes: list[Node] = list(module.graph.nodes)
         self.registers = _number_registers(self.nodes)
-        self.overwritable = find_overwritable(self.nodes)
+        self.overwritable = find_overwritable(self.nodes, replaced_inputs)
         self.frees = _find_last_uses(self.nodes, self.registers)
 
     def flatten(self) -> Program:
@@ -122,7 +125,7 @@ class _Flattening:
             self._instruction(node)
             for node in self.nodes
             if node.op in ("call_function", "get_attr")
-            and node.target not in _ALIASES
+            and alias_of(node) is None
             and node.target is not operator.getitem  # picked where it was made
         ]
         results = self.module.graph.output_node().args[0]
@@ -192,8 +195,8 @@ def _number_registers(nodes: Iterable[Node]) -> dict[Node, int]:
     registers: dict[Node, int] = {}
     next_register = count()
     for node in nodes:
-        original = node.args[0] if node.target in _ALIASES else None
-        if isinstance(original, Node):
+        original = alias_of(node)
+        if original is not None:
             registers[node] = registers[original]
         elif node.op != "output":
             registers[node] = next(next_register)
@@ -204,7 +207,7 @@ def _find_last_uses(nodes: list[Node], registers: Mapping[Node, int]) -> dict[No
     """Node -> the registers nobody reads behind it."""
     last: dict[int, Node] = {}
     for node in nodes:
-        if node.target in _ALIASES:  # no instruction of its own, and read if it is of any use
+        if alias_of(node) is not None:  # no instruction of its own, and read if it is of any use
             continue
         for value in (node, *node.all_input_nodes):
             if value in registers:
