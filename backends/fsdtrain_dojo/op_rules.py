@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from fsdtrain.backend import BackendError
+from fsdtrain_dojo.capture.user_line import user_line
 
 
 class Kind(Enum):
@@ -92,8 +93,9 @@ _RULES: dict[str, OpRule] = {
     "aten.nll_loss_forward": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.nll_loss2d_forward": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.linalg_inv_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
-    "aten.linalg_solve_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
-    "aten.linalg_cross": OpRule(kind=Kind.VECTOR),
+    "aten._linalg_solve_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
+    "aten._linalg_det": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
+    "aten.linalg_cholesky_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     **_rules(
         Kind.VECTOR,
         "add sub rsub mul div addcmul addcdiv lerp pow square sqrt rsqrt reciprocal exp exp2 expm1 "
@@ -115,8 +117,8 @@ _RULES: dict[str, OpRule] = {
         "max_unpool2d index_put _unsafe_index_put index_add index_reduce scatter_add "
         "scatter_reduce embedding_bag im2col col2im dot mv "
         "_thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell "
-        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace linalg_det "
-        "_linalg_det",
+        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace "
+        "linalg_lu_solve linalg_solve_triangular linalg_cross",
     ),
     **_rules(
         Kind.SELECT,
@@ -195,7 +197,10 @@ def find_rule(node: Node) -> OpRule:
         else "register it with fsdtrain_dojo.op_rules.register_op"
         f'("{name}", OpRule(kind=Kind.VECTOR)), or the kind that it is'
     )
-    raise BackendError(f"op {name} ({_describe(node)}) is not known to backend dojo: {remedy}")
+    place = user_line(node.meta.get("stack_trace") or "")
+    raise BackendError(
+        f"op {name} ({_describe(node)}){place} is not known to backend dojo: {remedy}"
+    )
 
 
 def output_values(node: Node) -> list[torch.Tensor]:

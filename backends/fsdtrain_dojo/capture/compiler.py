@@ -4,13 +4,14 @@ The forward and backward pass of a module are captured as one joint graph, marke
 in two, and flattened. An op is never decomposed here: the graph holds what autograd recorded.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException, TorchRuntimeError
 from torch._functorch.partitioners import default_partition
 from torch.fx import GraphModule, Node
 
@@ -19,12 +20,18 @@ from fsdtrain_dojo.capture.checkpointing import settle_checkpointing
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import mark_sites
 from fsdtrain_dojo.capture.tracing import tracing_whole_ops
+from fsdtrain_dojo.capture.user_line import user_line
 from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 from fsdtrain_dojo.sites import SiteTable
 
 # Of one module: training and evaluation, and a few shapes each.
 MAX_CAPTURES = 16
+_NOT_CAPTURED = (
+    "the step was about to run in FP32, as PyTorch's own ops: torch.compile is switched off "
+    "(TORCHDYNAMO_DISABLE, torch.compiler.set_stance), or a TorchDispatchMode such as a FLOP "
+    "counter is active; backend dojo cannot emulate a step that is not captured"
+)
 
 
 class StepCompiler:
@@ -58,10 +65,18 @@ class StepCompiler:
             _refuse_autocast()
             if torch.is_grad_enabled() and module.training:
                 self.table.begin_step()
+            num_runs = capture.num_runs
             try:
-                return compiled(*args, **kwargs)
+                results = compiled(*args, **kwargs)
             except TorchDynamoException as error:
                 raise explain(error) from error
+            except RuntimeError as error:
+                if capture.num_runs == num_runs:
+                    raise BackendError(_NOT_CAPTURED) from error
+                raise
+            if capture.num_runs == num_runs:
+                raise BackendError(_NOT_CAPTURED)
+            return results
 
         module._compiled_call_impl = call
 
@@ -82,6 +97,7 @@ class _Capture:
         self.compiler = compiler
         self.weight_names = weight_names  # by id of the parameter
         self.num_captures = 0
+        self.num_runs = 0  # of programs
 
     def __call__(self, graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         self.num_captures += 1
@@ -124,7 +140,14 @@ class _Capture:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=False))
 
     def _build(self, module: GraphModule, store_for: Callable[[Site], Store]) -> Program:
-        return build_program(module, store_for, self.compiler.implementations)
+        program = build_program(module, store_for, self.compiler.implementations)
+
+        def run(inputs: list[Any]) -> list[Any]:
+            self.num_runs += 1
+            return program(inputs)
+
+        run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd looks for it
+        return run
 
 
 def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
@@ -149,10 +172,16 @@ def explain(error: TorchDynamoException) -> BackendError:
         if isinstance(inner, BackendError):
             return inner
         inner = getattr(inner, "inner_exception", None) or inner.__cause__
-    reason = str(error).strip().partition("\n")[0]
+    text = str(error).strip()
+    reason = text.partition("\n")[0]
+    found = re.search(r"^ *Explanation: (.*)$", text, re.MULTILINE)
+    explanation = found[1].strip() if found else reason
     if isinstance(error, BackendCompilerFailed):
         return BackendError(f"backend dojo could not compile the step: {reason}")
+    if isinstance(error, TorchRuntimeError):
+        return BackendError(f"the step fails{user_line(text)}: {explanation}")
     return BackendError(
-        f"the step is not one static graph: {reason}; backend dojo needs fixed shapes and no "
-        "branch on a tensor's values (use torch.where, drop the last incomplete batch)"
+        f"the step is not one static graph{user_line(text)}: {reason} ({explanation}); backend "
+        "dojo needs fixed shapes and no branch on a tensor's values (use torch.where, drop the "
+        "last incomplete batch)"
     )

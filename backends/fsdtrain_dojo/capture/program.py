@@ -19,14 +19,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from fsdtrain_dojo.capture.memory import alias_of, find_overwritable, in_place_variant
-from fsdtrain_dojo.capture.roles import SITES
+from fsdtrain_dojo.capture.roles import IS_GEOMETRY, SITES
 from fsdtrain_dojo.site import Site
 
 Store = Callable[[Tensor], None]
 # Takes a list of inputs, empties it, and gives a list, as AOTAutograd wants it.
 Program = Callable[[list[Any]], list[Any]]
 Implementations = Mapping[Any, Callable[..., Any]]
-
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,8 @@ class _Flattening:
             call: Callable[..., Any] = lambda: value  # noqa: E731 - a constant of the graph
             arguments = self._arguments(())
         else:
-            found = self.implementations.get(node.target)
+            replaces = not node.meta.get(IS_GEOMETRY, False)
+            found = self.implementations.get(node.target) if replaces else None
             call = found or in_place_variant(node, self.overwritable)
             arguments = self._arguments(node.args)
             named = {key: each for key, each in keywords.items() if isinstance(each, Node)}

@@ -27,16 +27,21 @@ from fsdtrain_dojo.capture.dataflow import (
     sources,
 )
 from fsdtrain_dojo.capture.domains import find_addresses, find_loss
+from fsdtrain_dojo.capture.user_line import user_line
 from fsdtrain_dojo.op_rules import Kind, op_name, output_values
 from fsdtrain_dojo.recipe import Recipe, Role
 from fsdtrain_dojo.site import Site
 
 SITES = "dojo_sites"  # node.meta[SITES]: {index of the result: Site}
+# A matrix product of coordinates runs on the vector unit, in FP32.
+IS_GEOMETRY = "dojo_is_geometry"
 # Single results equal to an operand, to its negative, or to zero: stored already if the operand is.
 _PICKS = {
     "aten.relu", "aten.threshold_backward", "aten.neg", "aten.abs", "aten.maximum", "aten.minimum",
     "aten.max_pool2d_with_indices", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.topk",
 }  # fmt: skip
+# torch.compile puts a float that was read from a tensor back into one.
+_NUMBER_AS_TENSOR = torch.ops.prims.convert_element_type.default
 _MATRIX_ROLES = (Role.ACTIVATION, Role.WEIGHT, Role.ACTIVATION_GRADIENT)
 
 
@@ -95,20 +100,36 @@ def check_values(node: Node) -> None:
     Raises:
         BackendError: a dtype that is no integer and not float32, or a shape that is not fixed.
     """
+    is_number = isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool)
+    if is_number or node.target is _NUMBER_AS_TENSOR:
+        raise BackendError(
+            "an input's shape is marked as dynamic: backend dojo needs static shapes"
+            if node.op == "placeholder"
+            else f"a tensor's value becomes a Python number{_place(node)}: a captured step has no "
+            "numbers that are not known before it runs; keep it a tensor, avoid .item(), float(x), "
+            ".numpy()"
+        )
+    what = op_name(node)
+    if node.op == "placeholder":
+        what = "the step" if is_backward(node) else "an input"
     for value in output_values(node):
         if not all(isinstance(size, int) for size in value.shape):
             raise BackendError(
-                f"{op_name(node)} gives a tensor of shape {list(value.shape)}, which is not known "
-                "before it runs: backend dojo needs static shapes; avoid nonzero, boolean indexing "
-                "and .item(), and do not mark dimensions as dynamic"
+                f"{what} gives a tensor of shape {list(value.shape)}{_place(node)}, which is not "
+                "known before it runs: backend dojo needs static shapes; avoid nonzero and boolean "
+                "indexing (use torch.where), and do not mark dimensions as dynamic"
             )
+        dtype = str(value.dtype).removeprefix("torch.")
         if value.is_complex() or (value.is_floating_point() and value.dtype != torch.float32):
-            dtype = str(value.dtype).removeprefix("torch.")
             raise BackendError(
-                f"{node.name if node.op == 'placeholder' else op_name(node)} gives {dtype} of "
-                f"shape {list(value.shape)}: backend dojo takes float32 models and does the number "
-                "formats itself; remove autocast and casts (.half(), .bfloat16(), .double())"
+                f"{what} gives {dtype} of shape {list(value.shape)}{_place(node)}: backend dojo "
+                "takes float32 models and does the number formats itself; remove autocast, casts "
+                "(.half(), .bfloat16(), .double()) and complex numbers"
             )
+
+
+def _place(node: Node) -> str:
+    return user_line(node.meta.get("stack_trace") or "")
 
 
 def _mark_results(node: Node, known: _Graph) -> None:
@@ -190,7 +211,8 @@ def _is_in_format(source: Node, site: Site, known: _Graph) -> bool:
 def _convert_operands(node: Node, known: _Graph) -> None:
     """Where an operand is not stored as the matrix unit reads it, let it read a rounded copy."""
     if node in known.addresses:
-        return  # geometry: the vector unit's FP32
+        node.meta[IS_GEOMETRY] = True
+        return
     for position in known.rules[node].operands:
         operand = node.args[position]
         if not isinstance(operand, Node):
