@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fsdtrain.backend import (
     Availability,
@@ -23,6 +23,8 @@ from fsdtrain.backend import (
     profile_with_torch,
 )
 
+HOSTS = ("cpu", "cuda")
+
 
 class DojoBackend(Backend):
     """Options: see configs/backend/dojo.yaml.
@@ -32,8 +34,12 @@ class DojoBackend(Backend):
             None: what configs/backend/recipe/bf16.yaml says.
         denormals: of the CFloat formats: gradual | literal | flush.
         uhp_has_specials: whether UHP's largest exponent means infinity and NaN.
+        accumulate: fast | exact: whether matrix ops add in the library's order or in Dojo's.
+        accumulator: fp32 | accumulator_21, the 21 bits of the patent, which need `exact`.
+        k_tile: products that `exact` adds up before it adds across tiles, a multiple of 4.
         seed: of stochastic rounding.
-        devices: processes; more than one trains with DDP over gloo.
+        host: cpu | cuda: where the emulation runs; `exact` runs on the CPU.
+        devices: processes; more than one trains with DDP, over gloo on CPUs.
         read_every_steps: how often the numerics of every tensor are measured; 0: never.
     """
 
@@ -48,13 +54,18 @@ class DojoBackend(Backend):
         recipe: Mapping[str, Any] | None = None,
         denormals: str = "gradual",
         uhp_has_specials: bool = False,
+        accumulate: str = "fast",
+        accumulator: str = "fp32",
+        k_tile: int = 256,
         seed: int = 0,
+        host: str = "cpu",
         devices: int = 1,
         read_every_steps: int = 50,
     ) -> None:
         if devices < 1:
             raise BackendError(f"backend.devices={devices}: must be at least 1")
         # They bring numba and torch's compiler, and importing a backend is cheap.
+        from fsdtrain_dojo.accumulation import matrix_implementations
         from fsdtrain_dojo.capture.compiler import StepCompiler
         from fsdtrain_dojo.optimizer import OptimizerCompiler
         from fsdtrain_dojo.recipe import bf16_options, read_recipe
@@ -65,11 +76,19 @@ class DojoBackend(Backend):
             denormals=denormals,
             uhp_has_specials=uhp_has_specials,
         )
+        implementations = matrix_implementations(
+            accumulate, accumulator=accumulator, k_tile=k_tile, host=host
+        )
+        if host not in HOSTS or (host == "cuda" and not torch.cuda.is_available()):
+            raise BackendError(
+                f"backend.host={host!r}: must be {' or '.join(HOSTS)}, and cuda needs an NVIDIA GPU"
+            )
+        self.host = host
         self.devices = devices
         self.table = SiteTable(
-            self.recipe, seed=seed, device=torch.device("cpu"), read_every_steps=read_every_steps
+            self.recipe, seed=seed, device=torch.device(host), read_every_steps=read_every_steps
         )
-        self.compiler = StepCompiler(self.recipe, self.table, {})
+        self.compiler = StepCompiler(self.recipe, self.table, implementations)
         self.optimizers = OptimizerCompiler(self.recipe, self.table)
 
     @classmethod
@@ -77,14 +96,19 @@ class DojoBackend(Backend):
         return Availability(is_available=True, detail=f"{torch.get_num_threads()} threads")
 
     def device_name(self) -> str:
-        return f"Tesla D1, emulated on a {platform.processor() or platform.machine()} CPU"
+        host = (
+            torch.cuda.get_device_name()
+            if self.host == "cuda"
+            else f"{platform.processor() or platform.machine()} CPU"
+        )
+        return f"Tesla D1, emulated on: {host}"
 
     def trainer_parts(self) -> TrainerParts:
-        from fsdtrain_dojo.lightning_parts import DojoAccelerator, DojoPrecision, make_strategy
+        from fsdtrain_dojo.lightning_parts import ACCELERATORS, DojoPrecision, make_strategy
 
         return TrainerParts(
-            accelerator=DojoAccelerator(),
-            strategy=make_strategy(self.devices),
+            accelerator=ACCELERATORS[self.host](),
+            strategy=make_strategy(self.host, self.devices),
             devices=self.devices,
             plugins=(DojoPrecision(self.table, self.optimizers),),
             is_deterministic=True,
@@ -92,6 +116,9 @@ class DojoBackend(Backend):
 
     def compile_step(self, step: nn.Module) -> None:
         self.compiler.compile(step)
+
+    def to_device(self, value: Tensor) -> Tensor:
+        return value.to(self.host)
 
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         return self.table.read()
@@ -101,8 +128,12 @@ class DojoBackend(Backend):
 
         def step_once() -> None:
             step(batch).loss.backward()
+            if self.host == "cuda":
+                torch.cuda.synchronize()
 
-        step_time_s, ops = profile_with_torch(step_once, dtype="emulated", on_cuda=False)
+        step_time_s, ops = profile_with_torch(
+            step_once, dtype="emulated", on_cuda=self.host == "cuda"
+        )
         return StepProfile(
             backend=self.name,
             device=self.device_name(),

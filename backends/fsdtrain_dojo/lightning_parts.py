@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.fabric.utilities.types import Steppable
-from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch.optim import Optimizer
@@ -19,11 +19,23 @@ from fsdtrain_dojo.sites import SiteTable
 
 
 class DojoAccelerator(CPUAccelerator):
-    """An emulated Dojo in the host's memory."""
+    """An emulated Dojo in the memory of the host's CPUs."""
 
     @staticmethod
     def name() -> str:
         return "dojo"
+
+
+class DojoCudaAccelerator(CUDAAccelerator):
+    """An emulated Dojo in the memory of the host's GPUs."""
+
+    @staticmethod
+    def name() -> str:
+        return "dojo_cuda"
+
+
+# By the host the emulation runs on.
+ACCELERATORS: dict[str, type[Accelerator]] = {"cpu": DojoAccelerator, "cuda": DojoCudaAccelerator}
 
 
 class DojoPrecision(Precision):
@@ -60,8 +72,8 @@ class DojoPrecision(Precision):
         torch.set_rng_state(state_dict["rng_state"])
 
 
-def make_strategy(num_devices: int) -> Strategy:
-    """One process, or DDP over gloo; Lightning adds the accelerator and the precision itself."""
+def make_strategy(host: str, num_devices: int) -> Strategy:
+    """One process, or DDP; Lightning adds the accelerator and the precision itself."""
     if num_devices == 1:
-        return SingleDeviceStrategy(device=torch.device("cpu"))
-    return DDPStrategy(process_group_backend="gloo")
+        return SingleDeviceStrategy(device=torch.device("cuda:0" if host == "cuda" else "cpu"))
+    return DDPStrategy(process_group_backend="nccl" if host == "cuda" else "gloo")
