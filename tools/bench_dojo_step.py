@@ -144,7 +144,7 @@ def make_step(module: nn.Module, loss: Callable[[nn.Module], Tensor], variant: s
         backend.compile_step(module)
 
         def update() -> None:
-            backend.optimizers.step(optimizer, module)
+            backend.optimizers.step(optimizer)
 
     def run_step() -> None:
         optimizer.zero_grad()

@@ -89,7 +89,7 @@ class DojoBackend(Backend):
             self.recipe, seed=seed, device=torch.device(host), read_every_steps=read_every_steps
         )
         self.compiler = StepCompiler(self.recipe, self.table, implementations)
-        self.optimizers = OptimizerCompiler(self.recipe, self.table)
+        self.optimizers = OptimizerCompiler(self.recipe, self.table, self.compiler.weight_names)
 
     @classmethod
     def availability(cls) -> Availability:

@@ -60,7 +60,7 @@ class DojoPrecision(Precision):
         result = self._wrap_closure(model, optimizer, closure)
         # As Lightning's own: a training step that returned None is left out.
         if result is not None or not model.automatic_optimization:
-            self.optimizers.step(optimizer, model)
+            self.optimizers.step(optimizer)
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,37 +41,51 @@ WRITE_BACK = torch.ops.aten.copy_.default
 
 
 class OptimizerCompiler:
-    """Compiles each optimiser at its first step."""
+    """Compiles each optimiser at its first step.
 
-    def __init__(self, recipe: Recipe, table: SiteTable) -> None:
+    Args:
+        recipe: the formats.
+        table: of the run's sites.
+        weight_names: of the weights that compiled modules train.
+    """
+
+    def __init__(
+        self, recipe: Recipe, table: SiteTable, weight_names: Mapping[nn.Parameter, str]
+    ) -> None:
         self.recipe = recipe
         self.table = table
+        self.weight_names = weight_names
         self._compiled: dict[int, _CompiledOptimizer] = {}
 
-    def step(self, optimizer: Optimizer, model: nn.Module) -> None:
+    def step(self, optimizer: Optimizer) -> None:
         """What `optimizer.step()` does, in the recipe's formats.
 
         Args:
             optimizer: its gradients are there; rounded here once more, for clipping and the mean
                 over ranks have moved them off the format's grid.
-            model: names the weights.
 
         Raises:
-            BackendError: the optimiser cannot be captured, or keeps a state of unknown meaning.
+            BackendError: the optimiser cannot be captured, keeps a state of unknown meaning, or
+                trains weights of a module that is not compiled.
         """
         if id(optimizer) not in self._compiled:
-            names = {parameter: name for name, parameter in model.named_parameters()}
-            self._compiled[id(optimizer)] = _CompiledOptimizer(self, optimizer, names)
+            self._compiled[id(optimizer)] = _CompiledOptimizer(self, optimizer)
         self._compiled[id(optimizer)].step()
 
 
 class _CompiledOptimizer:
-    def __init__(
-        self, owner: OptimizerCompiler, optimizer: Optimizer, names: Mapping[nn.Parameter, str]
-    ) -> None:
+    def __init__(self, owner: OptimizerCompiler, optimizer: Optimizer) -> None:
         self.recipe, self.table = owner.recipe, owner.table
         self.optimizer = optimizer
-        self.names = names
+        self.names = owner.weight_names
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter not in self.names:
+                    raise BackendError(
+                        f"the optimiser trains a weight of shape {list(parameter.shape)} that "
+                        "belongs to no compiled module, so its gradient was not emulated: put all "
+                        "of the model into the module that compile_step is given"
+                    )
         self.gradient_stores: dict[nn.Parameter, Store] = {}
         set_up_capture()
         # A number would be a constant of the graph, and every new rate a new capture.

@@ -52,11 +52,18 @@ class StepCompiler:
         self.recipe = recipe
         self.table = table
         self.implementations = implementations
+        self.weight_names: dict[nn.Parameter, str] = {}  # of all compiled modules
+        self._num_modules = 0
 
     def compile(self, module: nn.Module) -> None:
         """Compile `module` in place; names of weights stay as they are."""
         set_up_capture()
-        capture = _Capture(self, {id(p): name for name, p in module.named_parameters()})
+        # Names of sites are unique in a run: those of a second module get a number.
+        prefix = f"module{self._num_modules}." if self._num_modules else ""
+        self._num_modules += 1
+        for name, parameter in module.named_parameters():
+            self.weight_names[parameter] = prefix + name
+        capture = _Capture(self, prefix)
         module.compile(backend=capture, fullgraph=True, dynamic=False)
         compiled = module._compiled_call_impl
         assert compiled is not None
@@ -93,9 +100,9 @@ def set_up_capture() -> None:
 class _Capture:
     """What torch.compile calls with every graph of one module."""
 
-    def __init__(self, compiler: StepCompiler, weight_names: Mapping[int, str]) -> None:
+    def __init__(self, compiler: StepCompiler, prefix: str) -> None:
         self.compiler = compiler
-        self.weight_names = weight_names  # by id of the parameter
+        self.prefix = prefix
         self.num_captures = 0
         self.num_runs = 0  # of programs
 
@@ -108,7 +115,7 @@ class _Capture:
                 "batch, and give numbers that change as tensors"
             )
         names = {
-            index: self.weight_names.get(id(example), f"parameter_{index}")
+            index: self.compiler.weight_names.get(example, f"parameter_{index}")
             for index, example in enumerate(examples)
             if isinstance(example, nn.Parameter)
         }
@@ -129,14 +136,19 @@ class _Capture:
         self, joint: GraphModule, inputs: Any, names: Mapping[int, str], options: dict[str, Any]
     ) -> Any:
         settle_checkpointing(joint.graph)
-        mark_sites(joint.graph, self.compiler.recipe, _weights(joint, names))
+        mark_sites(joint.graph, self.compiler.recipe, _weights(joint, names), prefix=self.prefix)
         return default_partition(joint, inputs, **options)
 
     def _build_training(self, module: GraphModule, inputs: Any) -> Program:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=True))
 
     def _build_inference(self, module: GraphModule, names: Mapping[int, str]) -> Program:
-        mark_sites(module.graph, self.compiler.recipe, _weights(module, names), prefix="eval.")
+        mark_sites(
+            module.graph,
+            self.compiler.recipe,
+            _weights(module, names),
+            prefix=f"eval.{self.prefix}",
+        )
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=False))
 
     def _build(self, module: GraphModule, store_for: Callable[[Site], Store]) -> Program:

@@ -30,10 +30,11 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
 
 
-def make_compiler(recipe: Recipe) -> OptimizerCompiler:
+def make_compiler(recipe: Recipe, model: nn.Module) -> OptimizerCompiler:
     table = SiteTable(recipe, seed=0, device=torch.device("cpu"), read_every_steps=0)
     table.begin_step()
-    return OptimizerCompiler(recipe, table)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return OptimizerCompiler(recipe, table, names)
 
 
 def give_gradients(model: nn.Module, seed: int) -> None:
@@ -65,13 +66,13 @@ def test_without_rounding_it_is_the_optimiser_itself(make: MakeOptimizer) -> Non
     model = make_model()
     reference = copy.deepcopy(model)
     found, wanted = make(groups(model)), make(groups(reference))
-    compiler = make_compiler(read_recipe({}))
+    compiler = make_compiler(read_recipe({}), model)
     schedule = torch.optim.lr_scheduler.LambdaLR(wanted, lambda step: 1 / (1 + step))
     found_schedule = torch.optim.lr_scheduler.LambdaLR(found, lambda step: 1 / (1 + step))
     for step in range(4):
         give_gradients(model, step)
         give_gradients(reference, step)
-        compiler.step(found, model)
+        compiler.step(found)
         wanted.step()
         schedule.step()
         found_schedule.step()
@@ -95,14 +96,14 @@ def test_what_is_stored_is_rounded_and_the_update_reads_it() -> None:
     recipe = read_recipe({role: {"format": "bf16"} for role in roles})
     model = make_model(1)
     optimizer = adamw(groups(model))
-    compiler = make_compiler(recipe)
+    compiler = make_compiler(recipe, model)
     for parameter in model.parameters():
         parameter.data = as_bf16(parameter)
     for step in range(1, 4):
         give_gradients(model, step)
         before = copy.deepcopy((list(model.parameters()), optimizer.state_dict()))
         gradients = [as_bf16(p.grad).double() for p in model.parameters() if p.grad is not None]
-        compiler.step(optimizer, model)
+        compiler.step(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 index = [p is parameter for p in model.parameters()].index(True)
@@ -143,12 +144,12 @@ def test_stochastic_rounding_keeps_small_updates_alive() -> None:
         recipe = read_recipe({"master_weight": {"format": "bf16", "rounding": rounding}})
         model = nn.Linear(64, 64, bias=False)
         nn.init.ones_(model.weight)
-        compiler = make_compiler(recipe)
+        compiler = make_compiler(recipe, model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         for _ in range(50):
             compiler.table.begin_step()
             model.weight.grad = torch.full_like(model.weight, 2.0**-12)
-            compiler.step(optimizer, model)
+            compiler.step(optimizer)
         moved[rounding] = 1 - model.weight.mean().item()
     assert moved["nearest"] == 0
     assert moved["stochastic"] == pytest.approx(50 * 2.0**-12, rel=0.1)
@@ -161,7 +162,7 @@ def test_hooks_are_called() -> None:
     optimizer.register_step_pre_hook(lambda *_: called.append("before"))
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
     give_gradients(model, 0)
-    make_compiler(read_recipe({})).step(optimizer, model)
+    make_compiler(read_recipe({}), model).step(optimizer)
     assert called == ["before", "after"]
 
 
@@ -169,16 +170,17 @@ def test_a_state_of_unknown_meaning_is_refused() -> None:
     model = make_model()
     give_gradients(model, 0)
     optimizer = torch.optim.Rprop(groups(model))
+    recipe = read_recipe({"first_moment": {"format": "bf16"}})
     with pytest.raises(BackendError, match="Rprop keeps 'prev' for every weight.*exp_avg_sq"):
-        make_compiler(read_recipe({"first_moment": {"format": "bf16"}})).step(optimizer, model)
+        make_compiler(recipe, model).step(optimizer)
 
 
 def test_the_tied_roles_are_those_of_the_states() -> None:
     recipe = read_recipe({role.value: {"format": "bf16"} for role in Role})
     model = make_model()
     give_gradients(model, 0)
-    compiler = make_compiler(recipe)
-    compiler.step(adamw(groups(model)), model)
+    compiler = make_compiler(recipe, model)
+    compiler.step(adamw(groups(model)))
     found = {site.name: site.role for site in compiler.table.sites}
     for name, _ in model.named_parameters():
         assert found[f"optimizer.{name}.grad"] is Role.WEIGHT_GRADIENT
@@ -186,3 +188,10 @@ def test_the_tied_roles_are_those_of_the_states() -> None:
         assert found[f"optimizer.{name}.exp_avg"] is Role.FIRST_MOMENT
         assert found[f"optimizer.{name}.exp_avg_sq"] is Role.SECOND_MOMENT
     assert len(found) == 4 * 4
+
+
+def test_weights_that_no_compiled_module_has_are_refused() -> None:
+    model = make_model()
+    compiler = make_compiler(read_recipe({}), nn.Linear(2, 2))
+    with pytest.raises(BackendError, match=r"trains a weight of shape \[5, 7\] that belongs to no"):
+        compiler.step(adamw(groups(model)))
