@@ -7,11 +7,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fsdtrain.backend import HISTOGRAM_BINS, HISTOGRAM_MIN_EXPONENT, TensorNumerics
+from fsdtrain_dojo.arithmetic.compiled import compiled
+from fsdtrain_dojo.arithmetic.flat_memory import in_memory_order
 from fsdtrain_dojo.arithmetic.rounding import Count
 from fsdtrain_dojo.formats import Denormals
 from fsdtrain_dojo.site import Site
@@ -27,18 +28,50 @@ class Measurement:
 
 
 def measure(before: Tensor, after: Tensor, bias: int) -> Measurement:
-    """Compare a float32 tensor with what it was rounded to; NaN and infinity count for nothing."""
-    is_finite = torch.isfinite(before) & torch.isfinite(after)
-    signal = before[is_finite].double()
-    noise_energy = (after[is_finite].double() - signal).square().sum().item()
-    signal_energy = signal.square().sum().item()
-    snr_db = (
-        10 * math.log10(signal_energy / noise_energy) if noise_energy and signal_energy else None
+    """Compare a float32 tensor with what it was rounded to.
+
+    NaN and infinity, before or after, count for nothing; zeros are in no bin of the histogram.
+
+    Args:
+        before: dense in memory, on the CPU or a GPU.
+        after: of the same layout.
+        bias: that it was rounded with.
+    """
+    numbers = [in_memory_order(each.detach().cpu()).numpy() for each in (before, after)]
+    energies, by_exponent = np.zeros(2), np.zeros(256, np.int64)
+    _accumulate(*numbers, energies, by_exponent)
+    signal, noise = energies.tolist()
+    # Float32's own exponents; 0 is of denormals, which lie below all bins but the first.
+    bins = np.clip(np.arange(256) - 127 - HISTOGRAM_MIN_EXPONENT, 0, HISTOGRAM_BINS - 1)
+    histogram = np.bincount(bins, by_exponent, minlength=HISTOGRAM_BINS).astype(int)
+    return Measurement(
+        bias=bias,
+        snr_db=10 * math.log10(signal / noise) if signal and noise else None,
+        exponent_histogram=tuple(histogram.tolist()),
     )
-    exponents = torch.frexp(before[is_finite & (before != 0)]).exponent - 1
-    bins = (exponents - HISTOGRAM_MIN_EXPONENT).clamp(0, HISTOGRAM_BINS - 1)
-    histogram = torch.bincount(bins, minlength=HISTOGRAM_BINS)
-    return Measurement(bias=bias, snr_db=snr_db, exponent_histogram=tuple(histogram.tolist()))
+
+
+@compiled
+def _accumulate(
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    energies: NDArray[np.float64],
+    by_exponent: NDArray[np.int64],
+) -> None:
+    """Adds to energies [2], of signal and noise, and by_exponent [256]."""
+    signal, noise = 0.0, 0.0
+    bits = before.view(np.uint32)
+    for index in range(len(before)):
+        exponent = (bits[index] >> 23) & 255
+        number, difference = np.float64(before[index]), np.float64(after[index])
+        difference -= number
+        if exponent < 255 and np.isfinite(difference):
+            signal += number * number
+            noise += difference * difference
+            if number != 0:
+                by_exponent[exponent] += 1
+    energies[0] += signal
+    energies[1] += noise
 
 
 def describe(site: Site, counts: NDArray[np.int64], measured: Measurement) -> TensorNumerics:
