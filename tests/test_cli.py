@@ -436,11 +436,12 @@ def figures(run_dir: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "dojo"])
+def test_two_ranks_train_as_one_run(backend: str, tmp_path: Path) -> None:
     """DDP over gloo: the second rank is started from the command line that the first was given."""
     done = run(
-        "fit", *SMOKE, "backend.devices=2", "data.batch_size=1", f"run_dir={tmp_path / 'run'}",
-        OMP_NUM_THREADS="1",
+        "fit", *SMOKE, f"backend={backend}", "backend.devices=2", "data.batch_size=1",
+        f"run_dir={tmp_path / 'run'}", OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("report: ") == 1, "only rank 0 speaks"

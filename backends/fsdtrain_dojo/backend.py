@@ -83,6 +83,11 @@ class DojoBackend(Backend):
             raise BackendError(
                 f"backend.host={host!r}: must be {' or '.join(HOSTS)}, and cuda needs an NVIDIA GPU"
             )
+        # What the public text leaves open, as this run reads it; the manifest and report show it.
+        self.reading = (
+            f"CFloat denormals {denormals}, UHP {'with' if uhp_has_specials else 'without'} infinity "
+            f"and NaN, sums {accumulate} in {accumulator}"
+        )
         self.host = host
         self.devices = devices
         self.table = SiteTable(
@@ -101,7 +106,7 @@ class DojoBackend(Backend):
             if self.host == "cuda"
             else f"{platform.processor() or platform.machine()} CPU"
         )
-        return f"Tesla D1, emulated on: {host}"
+        return f"Tesla D1 emulated on {host} ({self.reading})"
 
     def trainer_parts(self) -> TrainerParts:
         from fsdtrain_dojo.lightning_parts import ACCELERATORS, DojoPrecision, make_strategy

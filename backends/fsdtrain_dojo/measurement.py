@@ -37,9 +37,9 @@ def measure(before: Tensor, after: Tensor, bias: int) -> Measurement:
         after: of the same layout.
         bias: that it was rounded with.
     """
-    numbers = [in_memory_order(each.detach().cpu()).numpy() for each in (before, after)]
+    one, other = (in_memory_order(each.detach().cpu()).numpy() for each in (before, after))
     energies, by_exponent = np.zeros(2), np.zeros(256, np.int64)
-    _accumulate(*numbers, energies, by_exponent)
+    _accumulate(one, other, energies, by_exponent)
     signal, noise = energies.tolist()
     # Float32's own exponents; 0 is of denormals, which lie below all bins but the first.
     bins = np.clip(np.arange(256) - 127 - HISTOGRAM_MIN_EXPONENT, 0, HISTOGRAM_BINS - 1)
