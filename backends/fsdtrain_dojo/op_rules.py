@@ -58,6 +58,8 @@ _RULES: dict[str, OpRule] = {
     "aten.bmm": OpRule(kind=Kind.MATRIX, operands=(0, 1)),
     "aten.addmm": OpRule(kind=Kind.MATRIX, operands=(1, 2)),
     "aten.baddbmm": OpRule(kind=Kind.MATRIX, operands=(1, 2)),
+    "aten.addbmm": OpRule(kind=Kind.MATRIX, operands=(1, 2)),
+    "aten._trilinear": OpRule(kind=Kind.MATRIX, operands=(0, 1, 2)),  # nn.Bilinear
     # Norms keep mean and inverse deviation, and running statistics, in FP32.
     "aten._native_batch_norm_legit": _FIRST_ONLY,
     "aten._native_batch_norm_legit_functional": _FIRST_ONLY,
@@ -66,6 +68,7 @@ _RULES: dict[str, OpRule] = {
     "aten.native_layer_norm": _FIRST_ONLY,
     "aten.native_group_norm": _FIRST_ONLY,
     "aten._fused_rms_norm": _FIRST_ONLY,
+    "aten._embedding_bag": _FIRST_ONLY,
     **_rules(
         Kind.NORM,
         "native_batch_norm_backward native_layer_norm_backward native_group_norm_backward "
@@ -74,14 +77,14 @@ _RULES: dict[str, OpRule] = {
         # Resampling and pooling, too, are layers and no part of a loss.
         "avg_pool1d avg_pool2d avg_pool3d avg_pool2d_backward avg_pool3d_backward "
         "_adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d "
-        "_adaptive_avg_pool3d_backward "
-        "upsample_bilinear2d upsample_bilinear2d_backward upsample_bicubic2d "
-        "upsample_bicubic2d_backward upsample_linear1d upsample_linear1d_backward "
-        "upsample_trilinear3d upsample_trilinear3d_backward _upsample_bilinear2d_aa "
-        "_upsample_bilinear2d_aa_backward upsample_nearest1d_backward "
+        "_adaptive_avg_pool3d_backward upsample_bilinear2d upsample_bilinear2d_backward "
+        "upsample_bicubic2d upsample_bicubic2d_backward upsample_linear1d "
+        "upsample_linear1d_backward upsample_trilinear3d upsample_trilinear3d_backward "
+        "_upsample_bilinear2d_aa _upsample_bilinear2d_aa_backward upsample_nearest1d_backward "
         "upsample_nearest2d_backward upsample_nearest3d_backward "
-        "_upsample_nearest_exact2d_backward "
-        "embedding_dense_backward",
+        "_upsample_nearest_exact1d_backward _upsample_nearest_exact2d_backward "
+        "_upsample_nearest_exact3d_backward embedding_dense_backward _embedding_bag_backward "
+        "_embedding_bag_dense_backward norm",
     ),
     "aten.grid_sampler_2d": OpRule(kind=Kind.NORM, addresses=(1,)),
     "aten.grid_sampler_3d": OpRule(kind=Kind.NORM, addresses=(1,)),
@@ -89,68 +92,77 @@ _RULES: dict[str, OpRule] = {
     "aten.grid_sampler_3d_backward": OpRule(kind=Kind.NORM, addresses=(2,)),
     "aten.searchsorted": OpRule(kind=Kind.VECTOR, addresses=(0, 1)),
     "aten.bucketize": OpRule(kind=Kind.VECTOR, addresses=(0, 1)),
+    "aten.rrelu_with_noise_functional": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.native_dropout": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.nll_loss_forward": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.nll_loss2d_forward": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten.linalg_inv_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten._linalg_solve_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     "aten._linalg_det": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
+    "aten._linalg_slogdet": OpRule(kind=Kind.VECTOR, rounded_outputs=(0, 1)),
     "aten.linalg_cholesky_ex": OpRule(kind=Kind.VECTOR, rounded_outputs=(0,)),
     **_rules(
         Kind.VECTOR,
-        "add sub rsub mul div addcmul addcdiv lerp pow square sqrt rsqrt reciprocal exp exp2 expm1 "
-        "log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh erf erfc erfinv "
-        "sinc logit logit_backward "
-        "sigmoid log_sigmoid_forward log_sigmoid_backward softplus softplus_backward silu "
-        "silu_backward mish mish_backward gelu gelu_backward elu elu_backward "
-        "leaky_relu leaky_relu_backward hardsigmoid hardsigmoid_backward hardswish "
-        "hardswish_backward hardtanh_backward sigmoid_backward tanh_backward prelu "
+        "add sub rsub mul div addcmul addcdiv lerp pow square sqrt rsqrt reciprocal exp exp2 "
+        "expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh erf erfc "
+        "erfinv sinc logit logit_backward sigmoid log_sigmoid_forward log_sigmoid_backward "
+        "softplus softplus_backward silu silu_backward mish mish_backward gelu gelu_backward "
+        "elu elu_backward leaky_relu leaky_relu_backward hardsigmoid hardsigmoid_backward "
+        "hardswish hardswish_backward hardtanh_backward sigmoid_backward tanh_backward prelu "
         "_prelu_kernel _prelu_kernel_backward glu glu_backward logaddexp xlogy special_xlog1py "
-        "floor ceil round trunc frac fmod remainder floor_divide hypot "
-        "sum mean var std var_mean std_mean prod cumsum cumprod logsumexp logcumsumexp "
-        "_softmax _softmax_backward_data _safe_softmax _log_softmax _log_softmax_backward_data "
-        "nll_loss_backward nll_loss2d_backward binary_cross_entropy binary_cross_entropy_backward "
-        "binary_cross_entropy_with_logits mse_loss mse_loss_backward smooth_l1_loss "
-        "smooth_l1_loss_backward huber_loss huber_loss_backward _cdist_forward dist "
-        "native_dropout_backward bernoulli rand randn rand_like randn_like uniform normal "
-        "max_pool2d_with_indices_backward max_pool3d_with_indices_backward "
-        "max_unpool2d index_put _unsafe_index_put index_add index_reduce scatter_add "
-        "scatter_reduce embedding_bag im2col col2im dot mv "
+        "floor ceil round trunc frac fmod remainder floor_divide hypot sum mean var std "
+        "var_mean std_mean prod cumsum cumprod logsumexp logcumsumexp _softmax "
+        "_softmax_backward_data _safe_softmax _log_softmax _log_softmax_backward_data "
+        "nll_loss_backward nll_loss2d_backward binary_cross_entropy "
+        "binary_cross_entropy_backward binary_cross_entropy_with_logits mse_loss "
+        "mse_loss_backward smooth_l1_loss smooth_l1_loss_backward huber_loss "
+        "huber_loss_backward _cdist_forward dist native_dropout_backward bernoulli rand randn "
+        "rand_like randn_like uniform normal max_pool2d_with_indices_backward "
+        "max_pool3d_with_indices_backward max_unpool2d index_put _unsafe_index_put index_add "
+        "index_reduce scatter_add scatter_reduce embedding_bag im2col col2im dot mv "
         "_thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell "
-        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace "
-        "linalg_lu_solve linalg_solve_triangular linalg_cross",
+        "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace linalg_lu_solve "
+        "linalg_solve_triangular linalg_cross celu soft_margin_loss soft_margin_loss_backward "
+        "rrelu_with_noise_backward _cdist_backward nansum histc put normal_functional "
+        "exponential log_normal geometric cauchy digamma lgamma polygamma i0 deg2rad rad2deg "
+        "special_entr special_i0e special_i1 special_i1e special_ndtri special_log_ndtr "
+        "special_erfcx",
     ),
     **_rules(
         Kind.SELECT,
         "relu threshold threshold_backward hardtanh clamp clamp_min clamp_max neg abs sgn sign "
         "where masked_fill maximum minimum fmax fmin amax amin max min sort topk median "
         "max_pool1d max_pool2d_with_indices max_pool3d_with_indices cummax cummin "
-        "adaptive_max_pool2d adaptive_max_pool2d_backward tril triu copysign nan_to_num",
+        "adaptive_max_pool2d adaptive_max_pool2d_backward kthvalue index_fill tril triu "
+        "copysign nan_to_num",
     ),
     **_rules(
         Kind.MOVE,
         "view _unsafe_view reshape permute transpose t numpy_T slice select expand squeeze "
         "unsqueeze cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes unbind "
-        "unfold unfold_backward clone detach "
-        "alias as_strided as_strided_scatter diagonal diagonal_backward diag_embed flip roll rot90 "
-        "gather index _unsafe_index index_select take embedding "
-        "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
-        "pixel_shuffle pixel_unshuffle channel_shuffle repeat repeat_interleave "
-        "slice_backward select_backward slice_scatter select_scatter scatter masked_scatter "
-        "masked_select lift_fresh_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-        "_upsample_nearest_exact2d contiguous _to_copy copy lift_fresh view_copy expand_copy copy_",
+        "unfold clone detach alias as_strided as_strided_scatter diagonal diagonal_backward "
+        "diag_embed flip roll rot90 gather index _unsafe_index index_select take embedding "
+        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad3d "
+        "replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle "
+        "repeat repeat_interleave slice_backward select_backward slice_scatter select_scatter "
+        "scatter masked_scatter masked_scatter_backward index_copy block_diag masked_select "
+        "lift_fresh_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+        "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+        "contiguous _to_copy copy lift_fresh view_copy expand_copy copy_",
     ),
     **_rules(
         Kind.CONSTANT,
-        "full full_like zeros zeros_like ones ones_like empty empty_like empty_strided new_empty "
-        "new_zeros new_ones new_full new_empty_strided fill arange linspace eye scalar_tensor",
+        "full full_like zeros zeros_like ones ones_like empty empty_like empty_strided "
+        "new_empty new_zeros new_ones new_full new_empty_strided fill _efficientzerotensor "
+        "arange linspace eye scalar_tensor",
     ),
 }
-# Reflection and replication padding add up in backward.
+# Overlaps add up in backward.
 _RULES |= _rules(
     Kind.VECTOR,
-    "reflection_pad1d_backward reflection_pad2d_backward replication_pad1d_backward "
-    "replication_pad2d_backward affine_grid_generator_backward",
+    "unfold_backward reflection_pad1d_backward reflection_pad2d_backward "
+    "reflection_pad3d_backward replication_pad1d_backward replication_pad2d_backward "
+    "replication_pad3d_backward affine_grid_generator_backward",
 )
 
 
@@ -186,6 +198,8 @@ def find_rule(node: Node) -> OpRule:
         BackendError: there is none; names op, dtype and shape, and says what to do.
     """
     name = op_name(node)
+    if name == "aten.constant_pad_nd" and node.args[2:] and node.args[2] != 0:
+        return OpRule(kind=Kind.SELECT)  # brings in a value that may be between those of a format
     if name in _RULES:
         return _RULES[name]
     if not any(value.is_floating_point() or value.is_complex() for value in output_values(node)):

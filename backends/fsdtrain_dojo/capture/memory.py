@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import Argument
 
 from fsdtrain_dojo.op_rules import op_name
 
@@ -47,11 +48,13 @@ _GRAD_INPUT: dict[Any, tuple[Any, int]] = {
 }
 # torch.compile writes it for addcmul; its own kernel is two ops.
 FUSED_MULTIPLY_ADD = "prims.fma"
-# Kernels do not always keep the strides that were predicted for them when the graph was traced; a
-# view may then need a copy.
-_ANY_LAYOUT: dict[Any, Any] = {
+_RUN_AS: dict[Any, Any] = {
+    # Kernels do not always keep the strides that were predicted for them when the graph was traced;
+    # a view may then need a copy.
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
+    # Has no memory that could be rounded in place.
+    aten._efficientzerotensor.default: aten.zeros.default,
 }
 # Their schemas do not say that they give their operand's memory.
 _SILENT_VIEWS = {
@@ -112,9 +115,11 @@ def in_place_variant(node: Node, overwritable: Overwritable) -> Callable[..., An
     """What to call for this op."""
     position = overwritable.get(node)
     target: Callable[..., Any] = node.target  # type: ignore[assignment]  # of a call_function
-    if target in _ANY_LAYOUT:
-        flexible: Callable[..., Any] = _ANY_LAYOUT[target]
-        return flexible
+    if target in _RUN_AS:
+        substitute: Callable[..., Any] = _RUN_AS[target]
+        return substitute
+    if target is aten.as_strided.default:
+        return _as_strided_of(node.args[0])
     if op_name(node) == FUSED_MULTIPLY_ADD:
         return _multiply_add if position is None else _multiply_add_in_place
     if position is None:
@@ -123,6 +128,19 @@ def in_place_variant(node: Node, overwritable: Overwritable) -> Callable[..., An
         return _into_operand(_GRAD_INPUT[target][0], position)
     variant: Callable[..., Any] = _IN_PLACE[target][0]
     return variant if position == 0 else _swapped(variant)
+
+
+def _as_strided_of(base: Argument) -> Callable[..., Any]:
+    """The op counts in memory, which has to be laid out as it was predicted."""
+    assert isinstance(base, Node)
+    size, strides = base.meta["val"].shape, base.meta["val"].stride()
+
+    def as_strided(tensor: Tensor, *args: Any) -> Tensor:
+        if tensor.stride() != strides:
+            tensor = torch.empty_strided(size, strides).copy_(tensor)
+        return tensor.as_strided(*args)
+
+    return as_strided
 
 
 def _swapped(variant: Callable[..., Any]) -> Callable[..., Any]:

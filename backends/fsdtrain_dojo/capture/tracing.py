@@ -23,7 +23,8 @@ _KEPT_WHOLE = [
     for packet in (
         aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
         aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d,
-        aten.upsample_bicubic2d,
+        aten.upsample_bicubic2d, aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
+        aten._upsample_nearest_exact3d,
     )
     for overload in (packet.default, packet.vec)
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.models.hydra_bev import HydraBev
-from tests.backends.dojo.model_zoo import CASES, build_model, make_inputs
+from tests.backends.dojo.model_cases import CASES, build_model, each_case, make_inputs
 from tests.backends.dojo.oracle import Trace, watch
 from tests.backends.dojo.running import BF16, CFP8, emulate, run_step
 from tests.backends.dojo.witness import cfloat_biases, formats_of
@@ -30,7 +30,10 @@ EAGER_OPS = {
     "native_dropout": ("bernoulli", "div", "mul"),
     "native_dropout_backward": ("mul",),
 }
-RECIPES = pytest.mark.parametrize("recipe", [BF16, CFP8], ids=["bf16", "cfp8"])
+RECIPES = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(BF16, id="bf16", marks=pytest.mark.slow), pytest.param(CFP8, id="cfp8")],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,7 @@ def test_witness_knows_the_formats(format: Any, bits: tuple[int, int]) -> None:
     assert "bf16" in formats_of(np.array([1 + 2**-7, 3e38 * 0, 2**-126], np.float32))
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "vit", "convnext", "lstm", "gpt", "unet_index_add")
 def test_no_op_is_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ops of the emulated step are those of eager's, but for a table of names."""
     formats = {role: rule["format"] for role, rule in BF16.items()}
@@ -82,7 +85,7 @@ def test_no_op_is_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @RECIPES
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "vit", "convnext", "lstm", "gpt", "unet_index_add")
 def test_nothing_is_read_unrounded(name: str, recipe: dict[str, Any]) -> None:
     model = build_model(CASES[name])
     emulate(model, recipe)
@@ -96,7 +99,7 @@ def test_nothing_is_read_unrounded(name: str, recipe: dict[str, Any]) -> None:
     assert len(faults) > 25
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "gpt")
 def test_nothing_is_read_unrounded_when_computed_again(name: str) -> None:
     plain, model = build_model(CASES[name]), build_model(CASES[name], is_checkpointed=True)
     emulate(plain, CFP8)
@@ -154,14 +157,7 @@ class Saboteur:
         monkeypatch.setattr(SiteTable, "add", add_store)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet",
-        "vit",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n not in ("resnet", "vit")),
-    ],
-)
+@each_case("resnet")
 def test_every_store_that_is_left_out_is_noticed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

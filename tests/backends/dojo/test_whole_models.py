@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.models.hydra_bev import HydraBev
-from tests.backends.dojo.model_zoo import CASES, build_model, make_inputs
+from tests.backends.dojo.model_cases import CASES, build_model, each_case, make_inputs
 from tests.backends.dojo.running import (
     BF16,
     CFP8,
@@ -26,6 +26,10 @@ from tests.backends.dojo.running import (
 )
 
 GRADIENT_TOLERANCE = 2e-6
+RECIPES = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(BF16, id="bf16", marks=pytest.mark.slow), pytest.param(CFP8, id="cfp8")],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,7 @@ def assert_same_step(found: StepResult, wanted: StepResult) -> None:
         assert relative_error(found.buffers[name], value) <= 1e-6, name
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "vit", "convnext", "lstm", "gpt", "unet_index_add")
 def test_identity_recipe_gives_eagers_step(name: str) -> None:
     """Two steps: what the first leaves behind in buffers the second reads."""
     case, compiled = CASES[name], build_model(CASES[name])
@@ -62,7 +66,7 @@ def test_identity_recipe_gives_eagers_step(name: str) -> None:
     assert not torch.equal(run_step(compiled, inputs, seed=7).loss, found.loss)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "vit", "lstm")
 def test_identity_recipe_gives_eagers_validation(name: str) -> None:
     inputs, eager, compiled = make_inputs(), build_model(CASES[name]), build_model(CASES[name])
     emulate(compiled, IDENTITY)
@@ -73,7 +77,7 @@ def test_identity_recipe_gives_eagers_validation(name: str) -> None:
     assert all(map(torch.equal, compiled.buffers(), eager.buffers()))
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case("resnet", "vit", "convnext", "lstm", "gpt", "unet_index_add")
 def test_checkpointed_step_is_eagers_without(name: str) -> None:
     """Of eager's, checkpointed running statistics would move twice; here they move once."""
     eager, compiled = build_model(CASES[name]), build_model(CASES[name], is_checkpointed=True)
@@ -83,8 +87,8 @@ def test_checkpointed_step_is_eagers_without(name: str) -> None:
         assert_same_step(run_step(compiled, inputs, seed=seed), run_step(eager, inputs, seed=seed))
 
 
-@pytest.mark.parametrize("recipe", [BF16, CFP8], ids=["bf16", "cfp8"])
-@pytest.mark.parametrize("name", CASES)
+@RECIPES
+@each_case("resnet", "gpt")
 def test_checkpointing_changes_no_bit_of_an_emulated_step(
     name: str, recipe: dict[str, object]
 ) -> None:
@@ -138,7 +142,7 @@ def test_hydra_bev(
         assert torch.equal(compiled.eval()(batch), eager.eval()(batch))
 
 
-@pytest.mark.parametrize("recipe", [BF16, CFP8], ids=["bf16", "cfp8"])
+@RECIPES
 def test_hydra_bev_emulated(
     make_network: Callable[..., HydraBev],
     make_batch: Callable[..., ClipBatch],

@@ -41,7 +41,9 @@ def cfloat_biases(x: NDArray[np.float32], exponent_bits: int, mantissa_bits: int
 def formats_of(x: NDArray[np.float32]) -> frozenset[str]:
     """The formats that can hold all of `x`."""
     found = {"fp32"}
-    if np.array_equal(x.astype(ml_dtypes.bfloat16).astype(np.float32), x, equal_nan=True):
+    with np.errstate(invalid="ignore"):  # NaN, in memory that was never written
+        rounded = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    if np.array_equal(rounded, x, equal_nan=True):
         found.add("bf16")
     if cfloat_biases(x, 4, 3):
         found.add("cfloat8_1_4_3")
