@@ -45,6 +45,11 @@ COMMANDS = {
         help="evaluate a checkpoint beside its baselines",
         uses_hydra=True,
     ),
+    "profile": Command(
+        module="fsdtrain.profile",
+        help="show where a training step's time goes, op by op",
+        uses_hydra=True,
+    ),
     "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
     "backends": Command(module="fsdtrain.doctor", help="list the backends, and why one cannot run"),
     "doctor": Command(module="fsdtrain.doctor", help="check versions, devices and data stores"),

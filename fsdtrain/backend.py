@@ -12,7 +12,7 @@ tests/backends run over every installed backend.
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal
@@ -260,7 +260,7 @@ def profile_with_torch(
     ops = [
         OpProfile(
             name=event.key,
-            shapes=str(event.input_shapes),
+            shapes=_describe_shapes(event.input_shapes),
             dtype=dtype,
             num_calls=event.count,
             time_s=(event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e6,
@@ -272,3 +272,8 @@ def profile_with_torch(
         if event.key.startswith("aten::")
     ]
     return step_time_s, tuple(sorted(ops, key=lambda op: -op.time_s))
+
+
+def _describe_shapes(shapes: Sequence[Sequence[int]]) -> str:
+    """4x24x48x48, 24x24x3x3: the tensors among an op's arguments."""
+    return ", ".join("x".join(map(str, shape)) for shape in shapes if shape)
