@@ -119,7 +119,7 @@ _RULES: dict[str, OpRule] = {
         "huber_loss_backward _cdist_forward dist native_dropout_backward bernoulli rand randn "
         "rand_like randn_like uniform normal max_pool2d_with_indices_backward "
         "max_pool3d_with_indices_backward max_unpool2d index_put _unsafe_index_put index_add "
-        "index_reduce scatter_add scatter_reduce embedding_bag im2col col2im dot mv "
+        "index_reduce scatter_add scatter_reduce embedding_bag im2col col2im dot vdot mv "
         "_thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl _thnn_fused_gru_cell "
         "_thnn_fused_gru_cell_backward affine_grid_generator addmv addr trace linalg_lu_solve "
         "linalg_solve_triangular linalg_cross celu soft_margin_loss soft_margin_loss_backward "

@@ -23,7 +23,8 @@ MATRIX = {
 # Layers that are no matrix ops, and the results that are statistics of their own.
 LAYERS = {
     "native_layer_norm": (1, 2), "native_group_norm": (1, 2),
-    "_native_batch_norm_legit_functional": (1, 2, 3, 4), "native_layer_norm_backward": (),
+    "_native_batch_norm_legit_functional": (1, 2, 3, 4), "_native_batch_norm_legit": (1, 2),
+    "native_layer_norm_backward": (),
     "native_group_norm_backward": (), "native_batch_norm_backward": (), "grid_sampler_2d": (),
     "grid_sampler_2d_backward": (), "upsample_bilinear2d": (), "upsample_bilinear2d_backward": (),
     "avg_pool2d": (), "_adaptive_avg_pool2d": (), "avg_pool2d_backward": (),
