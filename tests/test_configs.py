@@ -16,10 +16,14 @@ from fsdtrain.hydra_app import compose_config
 from fsdtrain.paths import config_dir
 from fsdtrain.settings import Settings, _find_class, read_settings
 
-COMMANDS = ("fit", "validate")
-GROUPS = ("backend", "data", "experiment", "model", "training")
+COMMANDS = ("fit", "validate", "profile")
+GROUPS = ("backend", "backend/recipe", "data", "experiment", "model", "training")
 FILES = sorted(config_dir().rglob("*.yaml"))
-OPTIONS = [(path.parent.name, path.stem) for path in FILES if path.parent.name in GROUPS]
+OPTIONS = [
+    (group, path.stem)
+    for path in FILES
+    if (group := path.parent.relative_to(config_dir()).as_posix()) in GROUPS
+]
 # What `build_network` adds to the options of the config.
 GIVEN = {"network": ("grid", "image_size", "heads", "ops"), "heads": ("grid",)}
 
@@ -45,7 +49,9 @@ LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.network")
 
 def compose(command: str, *overrides: str) -> DictConfig:
     """Composed, with a word in the place of what the user has to give."""
-    config = compose_config(command, ["run_dir=.", *overrides])
+    needs_dojo = any(override.startswith("backend/recipe=") for override in overrides)
+    backend = ["backend=dojo"] if needs_dojo else []
+    config = compose_config(command, ["run_dir=.", *backend, *overrides])
     if config.data.source == "shards":
         config.data.train = config.data.val = "given"
     return config
@@ -55,10 +61,11 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
     others = {str(path.relative_to(config_dir())) for path in FILES} - {
         f"{group}/{option}.yaml" for group, option in OPTIONS
     }
-    # These four are composed with every one of the others.
+    # These are composed with every one of the others.
     assert others == {
         "fit.yaml",
         "validate.yaml",
+        "profile.yaml",
         "run.yaml",
         "hydra/hydra_logging/fsdtrain.yaml",
         "hydra/job_logging/fsdtrain.yaml",
