@@ -43,7 +43,7 @@ def _keep_mask(dropout: Node) -> None:
     masks = [user for user in dropout.users if user.args[1] == 1]
     if not dropped or not is_training:
         return
-    assert isinstance(probability, float)
+    assert isinstance(probability, int | float)
     graph = dropout.graph
     with graph.inserting_after(dropout):
         mask = masks[0] if masks else graph.call_function(operator.getitem, (dropout, 1))

@@ -252,6 +252,8 @@ class Trace:
 def watch(module: nn.Module, inputs: Any, formats: Mapping[str, str], *, seed: int = 5) -> Trace:
     """Run one step of a module, compiled before or not compiled at all, and judge it.
 
+    One in evaluation mode has no backward pass.
+
     Args:
         module: forward(inputs) -> scalar loss.
         inputs: its argument.
@@ -262,10 +264,11 @@ def watch(module: nn.Module, inputs: Any, formats: Mapping[str, str], *, seed: i
     module.zero_grad()
     start = torch.ones(())
     recorder = Recorder()
-    with recorder:
+    with recorder, torch.set_grad_enabled(module.training):
         loss = module(inputs)
         recorder.is_second_half = True
-        loss.backward(start)
+        if module.training:
+            loss.backward(start)
     judge = Judge(
         recorder.events,
         seed=recorder.value(start),

@@ -113,6 +113,18 @@ def test_nothing_is_read_unrounded_when_computed_again(name: str) -> None:
     assert sum(again[op] for op in matrix_ops) > sum(once[op] for op in matrix_ops)
 
 
+@each_case("resnet", "unet_index_add")
+def test_nothing_is_read_unrounded_in_validation(name: str) -> None:
+    """Every bias is chosen from the tensor itself then, without a history."""
+    model = build_model(CASES[name]).eval()
+    emulate(model, CFP8)
+    with torch.no_grad():
+        model(make_inputs())
+    trace = watch(model, make_inputs(), {role: rule["format"] for role, rule in CFP8.items()})
+    assert not trace.faults
+    assert not any(event.is_second_half for event in trace.events if event.has_floats)
+
+
 class LossOf(nn.Module):
     def __init__(self, network: HydraBev) -> None:
         super().__init__()
