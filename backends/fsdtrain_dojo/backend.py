@@ -85,8 +85,8 @@ class DojoBackend(Backend):
             )
         # What the public text leaves open, as this run reads it; the manifest and report show it.
         self.reading = (
-            f"CFloat denormals {denormals}, UHP {'with' if uhp_has_specials else 'without'} infinity "
-            f"and NaN, sums {accumulate} in {accumulator}"
+            f"CFloat denormals {denormals}, UHP {'with' if uhp_has_specials else 'without'} "
+            f"infinity and NaN, sums {accumulate} in {accumulator}"
         )
         self.host = host
         self.devices = devices

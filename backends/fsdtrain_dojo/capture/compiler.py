@@ -64,9 +64,19 @@ class StepCompiler:
         for name, parameter in module.named_parameters():
             self.weight_names[parameter] = prefix + name
         capture = _Capture(self, prefix)
-        module.compile(backend=capture, fullgraph=True, dynamic=False)
-        compiled = module._compiled_call_impl
-        assert compiled is not None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        # torch.compile does not look into PyTorch's own modules, nn.Sequential for one, unless
+        # they are called from elsewhere.
+        is_torchs_own = type(module).__module__.startswith("torch.nn.")
+        compiled = torch.compile(
+            run if is_torchs_own else module._call_impl,
+            backend=capture,
+            fullgraph=True,
+            dynamic=False,
+        )
 
         def call(*args: Any, **kwargs: Any) -> Any:
             _refuse_autocast()

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
+from fsdtrain.backend import BackendError
 from fsdtrain_dojo.capture.memory import alias_of, find_overwritable, in_place_variant
 from fsdtrain_dojo.capture.roles import IS_GEOMETRY, SITES
+from fsdtrain_dojo.op_rules import Kind, find_rule, op_name
 from fsdtrain_dojo.site import Site
 
 Store = Callable[[Tensor], None]
@@ -141,9 +143,7 @@ class _Flattening:
             call: Callable[..., Any] = lambda: value  # noqa: E731 - a constant of the graph
             arguments = self._arguments(())
         else:
-            replaces = not node.meta.get(IS_GEOMETRY, False)
-            found = self.implementations.get(node.target) if replaces else None
-            call = found or in_place_variant(node, self.overwritable)
+            call = self._find_matrix_op(node) or in_place_variant(node, self.overwritable)
             arguments = self._arguments(node.args)
             named = {key: each for key, each in keywords.items() if isinstance(each, Node)}
             if named:
@@ -165,6 +165,18 @@ class _Flattening:
             ],
             frees=frees,
         )
+
+    def _find_matrix_op(self, node: Node) -> Callable[..., Any] | None:
+        """What runs in a matrix op's place, if anything shall."""
+        if not self.implementations or node.meta.get(IS_GEOMETRY, False):
+            return None
+        found = self.implementations.get(node.target)
+        if found is None and find_rule(node).kind is Kind.MATRIX:
+            raise BackendError(
+                f"op {op_name(node)} is not built with exact sums: write it as matrix products, "
+                "or set backend.accumulate=fast"
+            )
+        return found
 
     def _arguments(self, arguments: Iterable[Any]) -> _Arguments:
         found = _Arguments([], [], [])

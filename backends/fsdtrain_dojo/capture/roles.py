@@ -9,6 +9,7 @@ matrix unit loads it. Works on the joint graph of forward and backward pass, bef
 two, so that both halves, and what checkpointing computes a second time, agree.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,8 @@ _PICKS = {
 }  # fmt: skip
 # torch.compile puts a float that was read from a tensor back into one.
 _NUMBER_AS_TENSOR = torch.ops.prims.convert_element_type.default
+# What torch.compile calls the captured module, in front of a layer's path.
+_ROOT = re.compile(r"^L\['\w+'\]\.?")
 _MATRIX_ROLES = (Role.ACTIVATION, Role.WEIGHT, Role.ACTIVATION_GRADIENT)
 
 
@@ -183,7 +186,7 @@ def _layer(node: Node) -> str:
     if not stack:
         return ""
     path: str = list(stack.values())[-1][0]
-    return path.removeprefix("L['self']").removeprefix(".")
+    return _ROOT.sub("", path)
 
 
 def _is_stored_already(node: Node, value: Node, site: Site, known: _Graph) -> bool:

@@ -87,6 +87,14 @@ def test_every_matrix_op_but_geometry_adds_in_dojos_order(
     assert any(differs) or accumulator == "fp32"
 
 
+def test_a_matrix_op_without_exact_sums_is_refused() -> None:
+    backend = DojoBackend(accumulate="exact")
+    model = nn.Bilinear(3, 4, 1)
+    backend.compile_step(model)
+    with pytest.raises(BackendError, match="aten._trilinear is not built with exact sums"):
+        model(torch.randn(2, 3), torch.randn(2, 4))
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
