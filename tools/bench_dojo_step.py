@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_overhead import make_batch
 from fsdtrain_dojo.backend import DojoBackend
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from bench_overhead import make_batch
 from fsdtrain.build import build_network
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import TrainingStep
