@@ -1,8 +1,10 @@
 import logging
 import os
 import pickle
+import re
 import shutil
-import signal
+import subprocess
+import sys
 
 import lightning
 import msgspec
@@ -511,13 +513,27 @@ def test_the_pipeline_pickles_for_workers_that_are_not_forked(shards):
         assert_equal_batches(first.batch, second.batch)
 
 
+KILL_A_WORKER = """
+import os, signal, sys
+from fsdtrain.data.datamodule import FleetDataModule
+
+module = FleetDataModule(
+    train=sys.argv[1], val=sys.argv[1], image_size=(24, 32), num_frames=2, num_workers=1
+)
+iterator = iter(module.train_dataloader())
+next(iterator)
+with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+    for child in file.read().split():
+        os.kill(int(child), signal.SIGKILL)
+list(iterator)
+"""
+
+
 def test_a_killed_worker_is_an_error_not_a_hang(shards):
-    before = children()
-    iterator = iter(make_module(shards, num_workers=1, batch_size=1).train_dataloader())
-    next(iterator)
-    # torch says which of the two it noticed first: the signal, which it raises wherever the program
-    # is by then, or that the worker is gone.
-    with pytest.raises(RuntimeError, match="DataLoader worker .*(killed by|exited unexpectedly)"):
-        for child in children() - before:
-            os.kill(int(child), signal.SIGKILL)
-        list(iterator)
+    # In a process of its own: torch raises wherever the program is when the signal arrives.
+    command = [sys.executable, "-c", KILL_A_WORKER, str(shards)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    # It says which of the two it noticed first: the signal, or that the worker is gone.
+    said = "RuntimeError: DataLoader worker .*(killed by|exited unexpectedly)"
+    assert re.search(said, done.stderr), done.stderr
