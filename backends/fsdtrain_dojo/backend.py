@@ -32,6 +32,7 @@ class DojoBackend(Backend):
     Args:
         recipe: {role: {format, rounding, bias}, amax_history, margin_bits}, see `recipe.Role`;
             None: what configs/backend/recipe/bf16.yaml says.
+        precision: fp32, of what runs outside of the captured step; the formats are the recipe's.
         denormals: of the CFloat formats: gradual | literal | flush.
         uhp_has_specials: whether UHP's largest exponent means infinity and NaN.
         accumulate: fast | exact: whether matrix ops add in the library's order or in Dojo's.
@@ -52,6 +53,7 @@ class DojoBackend(Backend):
         self,
         *,
         recipe: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
         denormals: str = "gradual",
         uhp_has_specials: bool = False,
         accumulate: str = "fast",
@@ -62,6 +64,11 @@ class DojoBackend(Backend):
         devices: int = 1,
         read_every_steps: int = 50,
     ) -> None:
+        if precision != "fp32":
+            raise BackendError(
+                f"backend.precision={precision!r}: backend dojo does the number formats itself; "
+                "leave it at fp32 and choose a recipe, e.g. backend/recipe=bf16"
+            )
         if devices < 1:
             raise BackendError(f"backend.devices={devices}: must be at least 1")
         # They bring numba and torch's compiler, and importing a backend is cheap.

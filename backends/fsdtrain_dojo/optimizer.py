@@ -106,10 +106,10 @@ class _CompiledOptimizer:
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate.fill_(group["lr"])
-        # The capture goes past torch.optim's wrapper, which calls these.
-        for before in self.optimizer._optimizer_step_pre_hooks.values():
-            before(self.optimizer, (), {})
         try:
+            # The capture goes past torch.optim's wrapper, which calls these.
+            for before in self.optimizer._optimizer_step_pre_hooks.values():
+                before(self.optimizer, (), {})
             with torch.no_grad():
                 self.update()
         except TorchDynamoException as error:
@@ -139,6 +139,7 @@ class _CompiledOptimizer:
             op=tensor if state in ("grad", "weight") else f"{tensor}.{state}",
             role=role,
             rule=self.recipe.rule(role),
+            is_rank_share=False,  # gradients are the mean over the ranks by now
         )
 
     def _capture(self, graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:

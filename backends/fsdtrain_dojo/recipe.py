@@ -57,9 +57,11 @@ class Rule:
         return self.format is FP32
 
     @property
-    def has_fixed_bias(self) -> bool:
-        """Whether there is no bias to choose."""
-        return isinstance(self.bias, int) or self.format.min_bias == self.format.max_bias
+    def fixed_bias(self) -> int | None:
+        """The bias of every tensor; None: it is chosen for each."""
+        if isinstance(self.bias, int):
+            return self.bias
+        return self.format.bias if self.format.min_bias == self.format.max_bias else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,3 +14,6 @@ class Site:
     op: str
     role: Role
     rule: Rule
+    # Whether each rank holds its part of the tensor, or of a sum over the batch. All else is the
+    # same on every rank, and so must its random bits be, or the ranks' weights would drift apart.
+    is_rank_share: bool

@@ -26,15 +26,11 @@ from fsdtrain_dojo.arithmetic.rounding import (
 )
 from fsdtrain_dojo.formats import Format
 from fsdtrain_dojo.measurement import Measurement, describe, measure
-from fsdtrain_dojo.recipe import Recipe, Role
+from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 
 Store = Callable[[Tensor], None]
 MAX_SITES = 16384
-
-# These are the same on every rank, and so must their random bits be. All other tensors are a
-# rank's share of the batch, or sums over it.
-_SAME_ON_ALL_RANKS = {Role.WEIGHT, Role.MASTER_WEIGHT, Role.FIRST_MOMENT, Role.SECOND_MOMENT}
 _NO_KEY = (0, 0)
 
 
@@ -123,7 +119,7 @@ class SiteTable:
 
     def _training_store(self, index: int, rounder: Rounder) -> Store:
         biases, keys, counts = self._biases, self._keys, self._counts[index]
-        is_share = self.sites[index].role not in _SAME_ON_ALL_RANKS
+        is_share = self.sites[index].is_rank_share
 
         def store(tensor: Tensor) -> None:
             bias = biases[index]
@@ -141,22 +137,18 @@ class SiteTable:
         key = _site_key(self.seed, 0, site)
 
         def store(tensor: Tensor) -> None:
-            rounder(tensor, self._fixed_bias(site, tensor), counts, key, 0)
+            bias = site.rule.fixed_bias
+            if bias is None:
+                bias = self._choose_one(site, np.array([amax(tensor)], np.float32))
+            rounder(tensor, bias, counts, key, 0)
 
         return store
 
-    def _fixed_bias(self, site: Site, tensor: Tensor) -> int:
-        rule = site.rule
-        if isinstance(rule.bias, int):
-            return rule.bias
-        if rule.has_fixed_bias:
-            return rule.format.bias
-        largest = np.array([amax(tensor)], np.float32)
-        return int(choose_biases([rule.format], largest, self.recipe.margin_bits)[0])
-
     def _look(self, index: int, tensor: Tensor) -> int:
-        site = self.sites[index]
         largest = _largest_of_all_ranks(np.array([amax(tensor)], np.float32), self.device)
+        return self._choose_one(self.sites[index], largest)
+
+    def _choose_one(self, site: Site, largest: NDArray[np.float32]) -> int:
         return int(choose_biases([site.rule.format], largest, self.recipe.margin_bits)[0])
 
     @property
@@ -189,10 +181,8 @@ class SiteTable:
         ).tolist()
         for offset, (site, bias, magnitude) in enumerate(zip(sites, biases, largest, strict=True)):
             rule = site.rule
-            if isinstance(rule.bias, int):
-                bias = rule.bias
-            elif rule.has_fixed_bias:
-                bias = rule.format.bias
+            if rule.fixed_bias is not None:
+                bias = rule.fixed_bias
             elif rule.bias == "current" or magnitude < 0:
                 bias = None
             self._biases[first + offset] = bias

@@ -178,6 +178,7 @@ def _site(node: Node, name: str, role: Role, known: _Graph, *, layer: str | None
         op="weight" if role is Role.WEIGHT else op_name(node).removeprefix("aten."),
         role=role,
         rule=known.recipe.rule(role),
+        is_rank_share=role is not Role.WEIGHT,
     )
 
 
@@ -191,7 +192,7 @@ def _layer(node: Node) -> str:
 
 def _is_stored_already(node: Node, value: Node, site: Site, known: _Graph) -> bool:
     """Whether a result that is one of the operands is in the right format without rounding."""
-    if op_name(node) not in _PICKS or not site.rule.has_fixed_bias:
+    if op_name(node) not in _PICKS or site.rule.fixed_bias is None:
         return False
     return all(
         _is_in_format(source, site, known)
@@ -206,8 +207,8 @@ def _is_in_format(source: Node, site: Site, known: _Graph) -> bool:
     return (
         stored is not None
         and stored.rule.format == site.rule.format
-        and stored.rule.has_fixed_bias
-        and stored.rule.bias == site.rule.bias
+        and stored.rule.fixed_bias is not None
+        and stored.rule.fixed_bias == site.rule.fixed_bias
     )
 
 

@@ -59,7 +59,7 @@ def test_a_run_is_recorded_as_emulated(tmp_path: Path) -> None:
 def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
     for override, complaint in (
         ("backend.recipe.weight.format=fp8", "backend.recipe.weight: format 'fp8' is not known"),
-        ("+backend.precision=bf16-mixed", "backend 'dojo' does not take these options"),
+        ("backend.precision=bf16-mixed", "choose a recipe, e.g. backend/recipe=bf16"),
     ):
         done = fit(*SMOKE, f"run_dir={tmp_path / 'run'}", override)
         assert done.returncode == 2

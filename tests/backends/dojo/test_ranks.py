@@ -31,6 +31,7 @@ def test_rounding_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None
     whole = one_rank().train(0, 1)
     first, second = (torch.load(result, weights_only=True) for result in results)
     assert torch.equal(torch.cat([first["shares"], second["shares"]], 1), whole["shares"])
-    for name in ("weights", "history"):
+    for name in ("weights", "history", "trained"):
+        assert torch.isfinite(whole[name]).all(), name
         assert torch.equal(first[name], whole[name]), name
         assert torch.equal(second[name], whole[name]), name

@@ -58,7 +58,7 @@ def test_the_readings_of_the_white_paper_reach_the_formats() -> None:
         rounding=Rounding.STOCHASTIC,
         bias=9,
     )
-    assert weight.has_fixed_bias
+    assert weight.fixed_bias == 9
     assert recipe.rule(Role.ACTIVATION).format == BF16
     assert recipe.rule(Role.SECOND_MOMENT).format.has_specials
 

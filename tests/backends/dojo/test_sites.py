@@ -30,7 +30,7 @@ def site(
     rounding: Rounding = Rounding.NEAREST,
 ) -> Site:
     rule = Rule(format=number_format, bias=bias, rounding=rounding)
-    return Site(name=name, layer="net", op="relu", role=role, rule=rule)
+    return Site(name=name, layer="net", op="relu", role=role, rule=rule, is_rank_share=False)
 
 
 def table(*, history: int = 4, margin: int = 0, seed: int = 0, read: int = 0) -> SiteTable:
