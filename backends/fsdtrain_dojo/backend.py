@@ -40,7 +40,7 @@ class DojoBackend(Backend):
         k_tile: products that `exact` adds up before it adds across tiles, a multiple of 4.
         seed: of stochastic rounding.
         host: cpu | cuda: where the emulation runs; `exact` runs on the CPU.
-        devices: processes; more than one trains with DDP, over gloo on CPUs.
+        devices: processes; more than one trains with DDP over gloo, on CPUs.
         read_every_steps: how often the numerics of every tensor are measured; 0: never.
     """
 
@@ -95,6 +95,12 @@ class DojoBackend(Backend):
             f"CFloat denormals {denormals}, UHP {'with' if uhp_has_specials else 'without'} "
             f"infinity and NaN, sums {accumulate} in {accumulator}"
         )
+        if host == "cuda" and devices > 1:
+            # The counts of all sites lie on the first GPU.
+            raise BackendError(
+                f"backend.devices={devices} with backend.host=cuda: the emulation runs on one GPU; "
+                "set backend.devices=1, or backend.host=cpu for several processes"
+            )
         self.host = host
         self.devices = devices
         self.table = SiteTable(

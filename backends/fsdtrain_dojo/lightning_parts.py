@@ -73,7 +73,7 @@ class DojoPrecision(Precision):
 
 
 def make_strategy(host: str, num_devices: int) -> Strategy:
-    """One process, or DDP; Lightning adds the accelerator and the precision itself."""
+    """One process, or DDP on CPUs; Lightning adds the accelerator and the precision itself."""
     if num_devices == 1:
         return SingleDeviceStrategy(device=torch.device("cuda:0" if host == "cuda" else "cpu"))
-    return DDPStrategy(process_group_backend="nccl" if host == "cuda" else "gloo")
+    return DDPStrategy(process_group_backend="gloo")
