@@ -492,7 +492,8 @@ def test_workers_end_with_their_loader(shards):
     list(loader)
     assert len(children() - before) == 2
     del loader
-    assert children() == before
+    # A child of an earlier test may end meanwhile.
+    assert not children() - before
 
 
 def test_the_index_is_what_decides_not_the_file_names(shards):
