@@ -1,0 +1,223 @@
+"""Where and when the points of a kernel are visited: over a grid of nodes, and over time.
+
+A `Mapping` divides loops over the two axes of the grid. A node's share of each loop is a range;
+what it reads and writes of a value is then a box whose every side depends on the node's row alone,
+on its column alone, or (where one dimension runs over loops of both axes) on both. A `Layout` says
+which box of a value each node keeps. Knows no machine: the grid is a number of rows and columns.
+"""
+
+from collections.abc import Mapping as Dict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsdtrain_dojo.lowering.kernel import Access, Block, Kernel, Range
+
+Grid = tuple[int, int]  # rows, columns of nodes that work together
+Ints = NDArray[np.int64]
+
+
+class Axis(Enum):
+    """Of the grid."""
+
+    ROW = 0  # nodes in different rows hold different parts
+    COLUMN = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One loop divided over one axis into `count` ranges, as equal as `grain` allows.
+
+    Args:
+        loop: its number.
+        count: parts; at most the loop's points.
+        grain: ranges begin at multiples of it, the last one ends with the loop.
+    """
+
+    loop: int
+    count: int
+    grain: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapping:
+    """How the points of a kernel are divided over a grid of nodes.
+
+    Along an axis the parts are counted like digits, the last one fastest: rows=(Part(n, 4),
+    Part(oh, 4)) puts part (n, oh) = (i, j) on row 4 i + j and leaves rows from 16 on idle. A loop
+    is divided over one axis at most. A node on an idle row or column does nothing.
+
+    Args:
+        rows: parts over the rows of the grid.
+        columns: parts over the columns of the grid.
+        steps: loop -> into how many steps a node divides its own range over time, so that what a
+            step needs fits into its memory; loops of one step are left out. Steps of a reduction
+            add up one after another.
+    """
+
+    rows: tuple[Part, ...] = ()
+    columns: tuple[Part, ...] = ()
+    steps: Dict[int, int] = field(default_factory=dict)
+
+    def parts(self, axis: Axis) -> tuple[Part, ...]:
+        return self.rows if axis is Axis.ROW else self.columns
+
+    def num_used(self, axis: Axis) -> int:
+        """Rows or columns that work."""
+        return prod(part.count for part in self.parts(axis))
+
+    @property
+    def num_steps(self) -> int:
+        return prod(self.steps.values())
+
+
+@lru_cache(maxsize=65536)
+def part_bounds(size: int, count: int, grain: int) -> Ints:
+    """Where the parts of a loop begin, and where the last one ends: count + 1 numbers.
+
+    Parts differ by at most one grain; where there are fewer grains than parts, some are empty.
+    """
+    grains = -(-size // grain)
+    bounds = np.minimum(np.arange(count + 1) * grains // count * grain, size)
+    bounds[-1] = size
+    return bounds
+
+
+def axis_ranges(kernel: Kernel, mapping: Mapping, axis: Axis, length: int) -> dict[int, Ints]:
+    """For every loop divided over an axis: [first, end) at each of the axis's places, (2, length).
+
+    Places that do nothing get the empty range (0, 0).
+    """
+    found = {}
+    inner = mapping.num_used(axis)
+    places = np.arange(length)
+    busy = places < inner
+    for part in mapping.parts(axis):
+        inner //= part.count
+        index = np.where(busy, places // inner % part.count, 0)
+        bounds = part_bounds(kernel.loops[part.loop].size, part.count, part.grain)
+        ranges = np.stack([bounds[index], bounds[index + 1]])
+        found[part.loop] = np.where(busy, ranges, 0)
+    return found
+
+
+def node_ranges(kernel: Kernel, mapping: Mapping, row: int, column: int) -> tuple[Range, ...]:
+    """The range of every loop that the node at this place of the grid visits; see `axis_ranges`."""
+    ranges: list[Range] = [(0, loop.size) for loop in kernel.loops]
+    for axis, place in ((Axis.ROW, row), (Axis.COLUMN, column)):
+        if place >= mapping.num_used(axis):
+            return tuple((0, 0) for _ in kernel.loops)
+        for loop, found in axis_ranges(kernel, mapping, axis, place + 1).items():
+            ranges[loop] = (int(found[0, place]), int(found[1, place]))
+    return tuple(ranges)
+
+
+def node_block(
+    kernel: Kernel, ranges: Sequence[Range], shapes: Dict[str, tuple[int, ...]]
+) -> Block:
+    """What `Kernel.compute` is told of these ranges; `shapes` are those of all values by name."""
+    return Block(
+        ranges=tuple(ranges),
+        boxes=tuple(
+            kernel.touched(access, ranges, shapes[access.value])
+            for access in (*kernel.reads, *kernel.writes)
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """The box of a value at every node of a grid.
+
+    `first[d]` and `end[d]` hold dimension d's range [first, end) at each node, in arrays that
+    broadcast to (rows, columns): (rows, 1) where it depends on the row alone, (1, columns) on the
+    column alone, (1, 1) where it is the same everywhere. A node has nothing where a range is empty.
+    """
+
+    shape: tuple[int, ...]
+    grid: Grid
+    first: tuple[Ints, ...]
+    end: tuple[Ints, ...]
+    busy: NDArray[np.bool_]  # (rows, columns)
+
+    @property
+    def num_elements(self) -> Ints:
+        """At each node, (rows, columns)."""
+        count = self.busy.astype(np.int64)
+        for first, end in zip(self.first, self.end, strict=True):
+            count = count * np.maximum(end - first, 0)
+        return count
+
+    def at(self, row: int, column: int) -> tuple[Range, ...]:
+        """The box of one node."""
+        return tuple(
+            (
+                int(first[row % first.shape[0], column % first.shape[1]]),
+                int(end[row % end.shape[0], column % end.shape[1]]),
+            )
+            for first, end in zip(self.first, self.end, strict=True)
+        )
+
+
+def access_boxes(
+    kernel: Kernel, access: Access, mapping: Mapping, shape: tuple[int, ...], grid: Grid
+) -> Boxes:
+    """What every node of the grid touches of a value through this access."""
+    by_row = axis_ranges(kernel, mapping, Axis.ROW, grid[0])
+    by_column = axis_ranges(kernel, mapping, Axis.COLUMN, grid[1])
+    firsts: dict[int, Ints] = {}
+    lasts: dict[int, Ints] = {}
+    for number, each_loop in enumerate(kernel.loops):
+        if number in by_row:
+            firsts[number], lasts[number] = (each[:, None] for each in by_row[number])
+        elif number in by_column:
+            firsts[number], lasts[number] = (each[None, :] for each in by_column[number])
+        else:
+            firsts[number], lasts[number] = np.zeros((1, 1), int), np.full((1, 1), each_loop.size)
+    first, end = [], []
+    for span, size in zip(access.spans, shape, strict=True):
+        low: Ints = np.full((1, 1), span.low)
+        high: Ints = np.full((1, 1), span.high)
+        empty = np.zeros((1, 1), bool)
+        for loop, scale in span.terms:
+            low = low + scale * firsts[loop]
+            high = high + scale * (lasts[loop] - 1)
+            empty = empty | (firsts[loop] >= lasts[loop])
+        begin = np.maximum(low // span.divide, 0)
+        stop = np.minimum(high // span.divide + 1, size)
+        first.append(np.where(empty, 0, begin))
+        end.append(np.where(empty, 0, np.maximum(stop, begin)))
+    busy = (np.arange(grid[0]) < mapping.num_used(Axis.ROW))[:, None] & (
+        np.arange(grid[1]) < mapping.num_used(Axis.COLUMN)
+    )[None, :]
+    return Boxes(shape=shape, grid=grid, first=tuple(first), end=tuple(end), busy=busy)
+
+
+class Storage(Enum):
+    """Where a value is kept between kernels."""
+
+    SRAM = "sram"  # of the nodes, each its box
+    HBM = "hbm"  # outside the nodes, once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a value is kept, and which part of it by whom.
+
+    Args:
+        storage: see `Storage`.
+        boxes: of every node; boxes may overlap (copies) and together cover the value. None in HBM.
+    """
+
+    storage: Storage
+    boxes: Boxes | None = None
+
+    @property
+    def peak_elements(self) -> int:
+        """At the fullest node."""
+        return int(self.boxes.num_elements.max()) if self.boxes is not None else 0
