@@ -1,0 +1,5 @@
+"""Convolutions and their gradients as loop nests."""
+
+from fsdtrain_dojo.lowering.op_call import Describe
+
+RULES: dict[str, Describe] = {}

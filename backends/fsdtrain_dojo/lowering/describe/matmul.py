@@ -1,0 +1,5 @@
+"""Matrix products as loop nests."""
+
+from fsdtrain_dojo.lowering.op_call import Describe
+
+RULES: dict[str, Describe] = {}
