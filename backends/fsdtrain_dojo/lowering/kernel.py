@@ -233,6 +233,22 @@ class Kernel:
         written = {loop for each in self.writes for span in each.spans for loop, _ in span.terms}
         return frozenset(range(len(self.loops))) - written
 
+    @property
+    def loaded(self) -> tuple[Access, ...]:
+        """Its reads, then those of its epilogue that it has not made itself, in order."""
+        made = {each.value for each in self.writes}
+        found = list(self.reads)
+        for each in self.epilogue:
+            found += [read for read in each.reads if read.value not in made]
+            made |= {write.value for write in each.writes}
+        return tuple(found)
+
+    @property
+    def stored(self) -> tuple[Access, ...]:
+        """Its writes, then those of its epilogue, in order, without the hidden ones."""
+        writes = [*self.writes, *(write for each in self.epilogue for write in each.writes)]
+        return tuple(each for each in writes if each.value not in self.hidden)
+
     def matrix_loops(self) -> tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]:
         """Loops of a MATRIX kernel by what they are to the product A B: (batch, M, N, K).
 

@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from fsdtrain_dojo.lowering.kernel import Access, Block, Kernel, Range
+from fsdtrain_dojo.lowering.kernel import Access, Block, Kernel, Range, Span, along
 
 Grid = tuple[int, int]  # rows, columns of nodes that work together
 Ints = NDArray[np.int64]
@@ -88,22 +88,26 @@ def part_bounds(size: int, count: int, grain: int) -> Ints:
     return bounds
 
 
-def axis_ranges(kernel: Kernel, mapping: Mapping, axis: Axis, length: int) -> dict[int, Ints]:
-    """For every loop divided over an axis: [first, end) at each of the axis's places, (2, length).
+def divide_axis(sizes: Sequence[int], parts: Sequence[Part], length: int) -> dict[int, Ints]:
+    """For every divided loop: [first, end) at each of the axis's `length` places, (2, length).
 
-    Places that do nothing get the empty range (0, 0).
+    Places that do nothing get the empty range (0, 0). `sizes` are those of all loops.
     """
     found = {}
-    inner = mapping.num_used(axis)
+    inner = prod(part.count for part in parts)
     places = np.arange(length)
     busy = places < inner
-    for part in mapping.parts(axis):
+    for part in parts:
         inner //= part.count
         index = np.where(busy, places // inner % part.count, 0)
-        bounds = part_bounds(kernel.loops[part.loop].size, part.count, part.grain)
-        ranges = np.stack([bounds[index], bounds[index + 1]])
-        found[part.loop] = np.where(busy, ranges, 0)
+        bounds = part_bounds(sizes[part.loop], part.count, part.grain)
+        found[part.loop] = np.where(busy, np.stack([bounds[index], bounds[index + 1]]), 0)
     return found
+
+
+def axis_ranges(kernel: Kernel, mapping: Mapping, axis: Axis, length: int) -> dict[int, Ints]:
+    """`divide_axis` of a kernel's loops."""
+    return divide_axis([loop.size for loop in kernel.loops], mapping.parts(axis), length)
 
 
 def node_ranges(kernel: Kernel, mapping: Mapping, row: int, column: int) -> tuple[Range, ...]:
@@ -168,19 +172,35 @@ def access_boxes(
     kernel: Kernel, access: Access, mapping: Mapping, shape: tuple[int, ...], grid: Grid
 ) -> Boxes:
     """What every node of the grid touches of a value through this access."""
-    by_row = axis_ranges(kernel, mapping, Axis.ROW, grid[0])
-    by_column = axis_ranges(kernel, mapping, Axis.COLUMN, grid[1])
+    return span_boxes([loop.size for loop in kernel.loops], access.spans, mapping, shape, grid)
+
+
+def divided_boxes(shape: tuple[int, ...], division: Mapping, grid: Grid) -> Boxes:
+    """Boxes of a value whose dimensions are divided over the grid, as a mapping divides loops."""
+    return span_boxes(shape, [along(dim) for dim in range(len(shape))], division, shape, grid)
+
+
+def span_boxes(
+    sizes: Sequence[int],
+    spans: Sequence[Span],
+    mapping: Mapping,
+    shape: tuple[int, ...],
+    grid: Grid,
+) -> Boxes:
+    """What every node touches through these spans of loops of these sizes."""
+    by_row = divide_axis(sizes, mapping.rows, grid[0])
+    by_column = divide_axis(sizes, mapping.columns, grid[1])
     firsts: dict[int, Ints] = {}
     lasts: dict[int, Ints] = {}
-    for number, each_loop in enumerate(kernel.loops):
-        if number in by_row:
-            firsts[number], lasts[number] = (each[:, None] for each in by_row[number])
-        elif number in by_column:
-            firsts[number], lasts[number] = (each[None, :] for each in by_column[number])
+    for loop, points in enumerate(sizes):
+        if loop in by_row:
+            firsts[loop], lasts[loop] = (each[:, None] for each in by_row[loop])
+        elif loop in by_column:
+            firsts[loop], lasts[loop] = (each[None, :] for each in by_column[loop])
         else:
-            firsts[number], lasts[number] = np.zeros((1, 1), int), np.full((1, 1), each_loop.size)
+            firsts[loop], lasts[loop] = np.zeros((1, 1), int), np.full((1, 1), points)
     first, end = [], []
-    for span, size in zip(access.spans, shape, strict=True):
+    for span, size in zip(spans, shape, strict=True):
         low: Ints = np.full((1, 1), span.low)
         high: Ints = np.full((1, 1), span.high)
         empty = np.zeros((1, 1), bool)
