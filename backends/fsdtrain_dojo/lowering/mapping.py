@@ -58,17 +58,20 @@ class Mapping:
         steps: loop -> into how many steps a node divides its own range over time, so that what a
             step needs fits into its memory; loops of one step are left out. Steps of a reduction
             add up one after another.
+        is_everywhere: whether every node of the grid does all of it for itself, as with a number
+            that all need (rows and columns are empty then).
     """
 
     rows: tuple[Part, ...] = ()
     columns: tuple[Part, ...] = ()
     steps: Dict[int, int] = field(default_factory=dict)
+    is_everywhere: bool = False
 
     def parts(self, axis: Axis) -> tuple[Part, ...]:
         return self.rows if axis is Axis.ROW else self.columns
 
     def num_used(self, axis: Axis) -> int:
-        """Rows or columns that work."""
+        """Rows or columns that work; where all of the grid does, the first one stands for it."""
         return prod(part.count for part in self.parts(axis))
 
     @property
@@ -113,6 +116,8 @@ def axis_ranges(kernel: Kernel, mapping: Mapping, axis: Axis, length: int) -> di
 def node_ranges(kernel: Kernel, mapping: Mapping, row: int, column: int) -> tuple[Range, ...]:
     """The range of every loop that the node at this place of the grid visits; see `axis_ranges`."""
     ranges: list[Range] = [(0, loop.size) for loop in kernel.loops]
+    if mapping.is_everywhere:
+        return tuple(ranges)
     for axis, place in ((Axis.ROW, row), (Axis.COLUMN, column)):
         if place >= mapping.num_used(axis):
             return tuple((0, 0) for _ in kernel.loops)
@@ -215,6 +220,8 @@ def span_boxes(
     busy = (np.arange(grid[0]) < mapping.num_used(Axis.ROW))[:, None] & (
         np.arange(grid[1]) < mapping.num_used(Axis.COLUMN)
     )[None, :]
+    if mapping.is_everywhere:
+        busy = np.ones(grid, bool)
     return Boxes(shape=shape, grid=grid, first=tuple(first), end=tuple(end), busy=busy)
 
 

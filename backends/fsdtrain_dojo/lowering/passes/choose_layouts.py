@@ -1,0 +1,414 @@
+"""Give every kernel its nodes and every value its place: the search for mappings.
+
+    y = conv(x, w)   =>   x stays divided by n over rows, w is multicast along rows to k over
+                          columns, y lies divided by (n, k), 12.1 us, bound by matrix
+
+Kernels are placed in program order, each with the mapping that is quickest given where its values
+lie by then, transfers included; that fixes where its results lie. Mappings of equal kernels with
+equally placed values are looked up. Weights and what belongs to them lie spread over all nodes
+(`finish.home_division`) and go back there. What does not fit is left to `allocate_sram`.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
+from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division
+from fsdtrain_dojo.lowering.kernel import (
+    Access,
+    Kernel,
+    KernelGraph,
+    Phase,
+    Unit,
+    Value,
+    ValueKind,
+)
+from fsdtrain_dojo.lowering.mapping import (
+    Boxes,
+    Layout,
+    Mapping,
+    Storage,
+    access_boxes,
+    divided_boxes,
+)
+from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
+from fsdtrain_dojo.machine.schema import Machine
+from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
+from fsdtrain_dojo.timing.costs import Costs
+
+MAX_EVALUATIONS = 24  # mappings of one kernel whose transfers are looked at
+NUM_EXPLAINED = 4
+# Numbers that all nodes need lie at all of them, and are computed by each for itself.
+EVERYWHERE_BYTES = 64
+
+
+def choose_layouts(graph: KernelGraph, machine: Machine) -> TileProgram:
+    """The program with a mapping for every kernel and a layout for every value.
+
+    Raises:
+        BackendError: a kernel whose smallest share does not fit into a node, or a format that the
+            machine lacks.
+    """
+    walk = _Walk(graph, machine)
+    return TileProgram(
+        graph=graph,
+        grid=walk.grid,
+        initial=dict(walk.layouts),
+        steps=tuple(walk.place(number, kernel) for number, kernel in enumerate(graph.kernels)),
+        last_use=walk.last_use,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a value is: its layout, how that divides its dimensions, and a key that says both."""
+
+    layout: Layout
+    division: Mapping | None
+    key: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A mapping with all that follows from it, for one kernel and all that are equal."""
+
+    mapping: Mapping
+    finish: tuple[Finish, ...]
+    loads: tuple[tuple[Pattern, Boxes], ...]
+    working_bytes: int
+    buffers: int
+    time: KernelTime
+    why: tuple[str, ...] = ()
+
+
+class _Walk:
+    """Through the program, remembering where everything is."""
+
+    def __init__(self, graph: KernelGraph, machine: Machine) -> None:
+        self.graph, self.machine = graph, machine
+        self.costs = Costs(machine)
+        self.grid = self.costs.fabric.grid
+        self.places: dict[str, _Place] = {}
+        self.last_use = find_last_uses(graph)
+        self.readers = _find_readers(graph)
+        self.resident_bytes = 0  # at the fullest node, if no value lay where another does
+        self._chosen: dict[object, _Choice] = {}
+        made = {access.value for kernel in graph.kernels for access in kernel.stored}
+        for name, value in graph.values.items():
+            if name not in made and name not in _hidden(graph):
+                self._put(value, self._initial_division(value), None)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        return {name: place.layout for name, place in self.places.items()}
+
+    def _initial_division(self, value: Value) -> Mapping:
+        if value.num_bytes <= EVERYWHERE_BYTES:
+            return Mapping(is_everywhere=True)
+        return home_division(value.shape, self.grid)
+
+    def _put(self, value: Value, division: Mapping | None, boxes: Boxes | None) -> None:
+        if not self.costs.fabric.keeps_values:
+            self.places[value.name] = _Place(
+                layout=Layout(storage=Storage.HBM), division=None, key="HBM"
+            )
+            return
+        if boxes is None:
+            assert division is not None
+            boxes = divided_boxes(value.shape, division, self.grid)
+        layout = Layout(storage=Storage.SRAM, boxes=boxes)
+        key = (value.shape, _key(division)) if division else (value.shape, _boxes_key(boxes))
+        self.places[value.name] = _Place(layout=layout, division=division, key=key)
+        self.resident_bytes += layout.peak_elements * value.element_bytes
+
+    def place(self, number: int, kernel: Kernel) -> Step:
+        """The kernel's step; notes where its results lie."""
+        values = self.graph.values
+        budget = self._budget()
+        key = (
+            _signature(kernel, values),
+            tuple(self.places[access.value].key for access in kernel.loaded),
+            budget,
+            kernel.phase is Phase.OPTIMIZER,
+        )
+        if key not in self._chosen:
+            self._chosen[key] = self._search(kernel, budget)
+        choice = self._chosen[key]
+        step = self._step(kernel, choice)
+        for access, finish in zip(kernel.stored, choice.finish, strict=True):
+            self._put(values[access.value], finish.division, finish.boxes)
+        for name in {access.value for access in (*kernel.loaded, *kernel.stored)}:
+            if self.last_use.get(name) == number and self.costs.fabric.keeps_values:
+                place = self.places[name]
+                self.resident_bytes -= place.layout.peak_elements * values[name].element_bytes
+        return step
+
+    def _step(self, kernel: Kernel, choice: _Choice) -> Step:
+        loads = tuple(
+            Transfer(
+                value=access.value,
+                pattern=pattern,
+                boxes=boxes,
+                source=self.places[access.value].layout,
+            )
+            for access, (pattern, boxes) in zip(kernel.loaded, choice.loads, strict=True)
+        )
+        return Step(
+            kernel=kernel,
+            mapping=choice.mapping,
+            loads=loads,
+            stores=tuple(self._stores(kernel, choice.mapping, choice.finish)),
+            working_bytes=choice.working_bytes,
+            buffers=choice.buffers,
+            why=choice.why,
+        )
+
+    def _stores(
+        self, kernel: Kernel, mapping: Mapping, finish: Sequence[Finish]
+    ) -> Iterator[Transfer]:
+        keeps = self.costs.fabric.keeps_values
+        for access, each in zip(kernel.stored, finish, strict=True):
+            shape = self.graph.values[access.value].shape
+            yield Transfer(
+                value=access.value,
+                pattern=each.pattern
+                if keeps or each.pattern is not Pattern.LOCAL
+                else Pattern.HBM_STORE,
+                boxes=access_boxes(kernel, access, mapping, shape, self.grid),
+                target=Layout(storage=Storage.SRAM, boxes=each.boxes)
+                if keeps
+                else Layout(storage=Storage.HBM),
+            )
+
+    def _budget(self) -> int:
+        """Bytes of a node for buffers: what is free, in coarse steps so that choices are reused."""
+        capacity = self.machine.node.memory.capacity_bytes
+        free = max(capacity - self.resident_bytes, 0)
+        eighths = max(min(free * 8 // capacity, 8), 2)
+        return capacity * eighths // 8
+
+    def _search(self, kernel: Kernel, budget: int) -> _Choice:
+        """The quickest mapping.
+
+        Raises:
+            BackendError: none fits.
+        """
+        weighed: list[tuple[float, int, _Choice]] = []
+        reasons: list[str] = []
+        best = float("inf")
+        for bound, mapping in self._candidates(kernel):
+            if bound >= best:
+                break
+            for finish in self._finishes(kernel, mapping):
+                choice = self._evaluate(kernel, mapping, finish, budget)
+                if isinstance(choice, str):
+                    reasons.append(choice)
+                    continue
+                weighed.append((choice.time.seconds, len(weighed), choice))
+                best = min(best, choice.time.seconds)
+        if not weighed:
+            raise self.costs.does_not_fit(kernel, reasons)
+        weighed.sort()
+        why = tuple(
+            describe_choice(kernel, each.mapping, each.time)
+            for _, _, each in weighed[:NUM_EXPLAINED]
+        )
+        return replace(weighed[0][2], why=why)
+
+    def _candidates(self, kernel: Kernel) -> Iterator[tuple[float, Mapping]]:
+        """Mappings with the least time that their largest share can take; the least first."""
+        if self._is_everywhere(kernel):
+            yield 0.0, Mapping(is_everywhere=True)
+            return
+        followed = self._followed(kernel)
+        if kernel.phase is Phase.OPTIMIZER and followed:
+            yield 0.0, followed[0]
+            return
+        grains = self.costs.grains(kernel)
+        ranked = heapq.nsmallest(
+            MAX_EVALUATIONS,
+            (
+                (self.costs.least_seconds(kernel, largest_share(kernel, mapping)), number, mapping)
+                for number, mapping in enumerate(divisions(kernel, self.grid, grains))
+            ),
+        )
+        first = [
+            (self.costs.least_seconds(kernel, largest_share(kernel, mapping)), mapping)
+            for mapping in followed
+        ]
+        rest = [(bound, mapping) for bound, _, mapping in ranked if mapping not in followed]
+        yield from sorted([*first, *rest], key=lambda pair: pair[0])
+
+    def _is_everywhere(self, kernel: Kernel) -> bool:
+        """Whether all that the kernel touches is a few numbers that every node has."""
+        values = self.graph.values
+        return all(
+            values[access.value].num_bytes <= EVERYWHERE_BYTES for access in kernel.stored
+        ) and all(self._lies_everywhere(access.value) for access in kernel.loaded)
+
+    def _lies_everywhere(self, name: str) -> bool:
+        division = self.places[name].division
+        return division is not None and division.is_everywhere
+
+    def _followed(self, kernel: Kernel) -> list[Mapping]:
+        """Mappings after the values that are read, the largest first; weights in the optimiser."""
+        values = self.graph.values
+
+        def rank(access: Access) -> tuple[bool, int]:
+            value = values[access.value]
+            lasting = value.kind in (ValueKind.WEIGHT, ValueKind.STATE)
+            return (kernel.phase is Phase.OPTIMIZER and lasting, value.num_bytes)
+
+        found: list[Mapping] = []
+        for access in sorted(kernel.loaded, key=rank, reverse=True)[:4]:
+            division = self.places[access.value].division
+            if division is None or division.is_everywhere:
+                continue
+            mapping = follow(kernel, access, division)
+            if mapping is not None and mapping not in found:
+                found.append(mapping)
+        return found
+
+    def _finishes(self, kernel: Kernel, mapping: Mapping) -> list[tuple[Finish, ...]]:
+        """Ways in which all writes of a kernel can end up; each write in the same way."""
+        options = [
+            list(finishes(kernel, access, self.graph.values[access.value], mapping, self.grid))
+            for access in kernel.stored
+        ]
+        patterns = set.intersection(*({each.pattern for each in option} for option in options))
+        return [
+            tuple(next(each for each in option if each.pattern is pattern) for option in options)
+            for pattern in sorted(patterns, key=lambda each: each.value)
+        ]
+
+    def _evaluate(
+        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], budget: int
+    ) -> _Choice | str:
+        """The choice with its time, or why it does not fit."""
+        values = self.graph.values
+        loads: list[tuple[Pattern, Boxes]] = []
+        costs: list[TransferCost] = []
+        for access in kernel.loaded:
+            value, place = values[access.value], self.places[access.value]
+            boxes = access_boxes(kernel, access, mapping, value.shape, self.grid)
+            pattern, cost = self.costs.load(place.layout, boxes, value, access.gathered_share)
+            loads.append((pattern, boxes))
+            costs.append(cost)
+        stores = list(self._stores(kernel, mapping, finish))
+        store_costs = [self.costs.store(each, values[each.value]) for each in stores]
+        tiling = self.costs.tile(kernel, mapping, values, budget, loads)
+        if isinstance(tiling, str):
+            return tiling
+        tiled, buffers, working_bytes = tiling
+        step = Step(
+            kernel=kernel,
+            mapping=tiled,
+            loads=tuple(
+                Transfer(
+                    value=access.value,
+                    pattern=pattern,
+                    boxes=boxes,
+                    source=self.places[access.value].layout,
+                )
+                for access, (pattern, boxes) in zip(kernel.loaded, loads, strict=True)
+            ),
+            stores=tuple(stores),
+            working_bytes=working_bytes,
+            buffers=buffers,
+        )
+        time = self.costs.time(step, costs, store_costs, values)
+        return _Choice(
+            mapping=tiled,
+            finish=finish,
+            loads=tuple(loads),
+            working_bytes=working_bytes,
+            buffers=buffers,
+            time=time,
+        )
+
+
+def describe_choice(kernel: Kernel, mapping: Mapping, time: KernelTime) -> str:
+    """One line: who does what, how long it takes, bound by what."""
+
+    def words(parts: Sequence[Any]) -> str:
+        return " x ".join(f"{kernel.loops[part.loop].name}/{part.count}" for part in parts) or "-"
+
+    steps = ", ".join(
+        f"{kernel.loops[loop].name} in {count}" for loop, count in mapping.steps.items()
+    )
+    where = (
+        "every node for itself"
+        if mapping.is_everywhere
+        else f"rows {words(mapping.rows)}, columns {words(mapping.columns)}"
+    )
+    return (
+        f"{1e6 * time.seconds:.2f} us: {where}{f', {steps} steps' if steps else ''}; "
+        f"bound by {time.bound.value}"
+    )
+
+
+def find_last_uses(graph: KernelGraph) -> dict[str, int]:
+    """Number of the last kernel that needs a value; those that outlive the step are left out."""
+    lasting = {
+        name
+        for name, value in graph.values.items()
+        if value.is_output or value.kind in (ValueKind.WEIGHT, ValueKind.STATE)
+    } | set(graph.renews)
+    found = {}
+    for number, kernel in enumerate(graph.kernels):
+        for access in (*kernel.loaded, *kernel.stored):
+            if access.value not in lasting:
+                found[access.value] = number
+    return found
+
+
+def _find_readers(graph: KernelGraph) -> dict[str, list[Kernel]]:
+    found: dict[str, list[Kernel]] = {}
+    for kernel in graph.kernels:
+        for access in kernel.loaded:
+            found.setdefault(access.value, []).append(kernel)
+    return found
+
+
+def _hidden(graph: KernelGraph) -> set[str]:
+    return {name for kernel in graph.kernels for name in kernel.hidden}
+
+
+def _signature(kernel: Kernel, values: Any) -> object:
+    """What decides a kernel's mappings: equal for equal kernels of other layers."""
+
+    def accesses(each: Sequence[Access]) -> object:
+        return tuple(
+            (
+                access.spans,
+                values[access.value].shape,
+                values[access.value].format,
+                access.is_gathered,
+                access.gathered_share,
+            )
+            for access in each
+        )
+
+    return (
+        kernel.op,
+        kernel.unit,
+        kernel.loops,
+        kernel.macs,
+        kernel.flops,
+        kernel.specials,
+        accesses(kernel.loaded),
+        accesses(kernel.stored),
+        tuple((each.op, each.flops, each.specials) for each in kernel.epilogue),
+        kernel.unit is Unit.MATRIX and kernel.phase,
+    )
+
+
+def _key(division: Mapping) -> object:
+    return (division.rows, division.columns, division.is_everywhere)
+
+
+def _boxes_key(boxes: Boxes) -> object:
+    arrays = (*boxes.first, *boxes.end, boxes.busy)
+    return tuple((each.shape, each.tobytes()) for each in arrays)

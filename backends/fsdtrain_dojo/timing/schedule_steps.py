@@ -1,0 +1,209 @@
+"""When every step of a program runs, and what is busy meanwhile.
+
+Steps run in order, a kernel at a time over all nodes: the next one starts when what it reads is
+there. Three things go on beside them:
+
+- loads from HBM start a step early where the nodes' memory has room for their buffers;
+- sums over nodes whose result is not needed at once (gradients of weights) travel while the next
+  kernels compute, as far as links are free;
+- so do stores to HBM.
+
+Every resource serves one after another, so no link or memory moves more than it can. All times are
+MODELLED, in seconds from the start of the step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fsdtrain_dojo.lowering.kernel import Value
+from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
+from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
+from fsdtrain_dojo.timing.costs import Costs
+
+_REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
+_BESIDE = (Resource.LINK, Resource.HBM, Resource.NETWORK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A resource's work for one step."""
+
+    resource: Resource
+    step: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """One step in the schedule.
+
+    Args:
+        start_s: of its kernel.
+        end_s: of its kernel; results that still travel are there later.
+        alone: its time by itself, stores included.
+        exposed_s: by how much it makes the program longer; these add up to the whole.
+    """
+
+    start_s: float
+    end_s: float
+    alone: KernelTime
+    exposed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramTime:
+    """The schedule of a program.
+
+    Args:
+        seconds: from the start of the first step until all results are in place.
+        steps: in order.
+        intervals: of every resource, in the order in which they start.
+        busy_s: sums of `intervals` by resource.
+    """
+
+    seconds: float
+    steps: tuple[StepTime, ...]
+    intervals: tuple[Interval, ...]
+    busy_s: dict[Resource, float]
+
+
+def schedule_steps(program: TileProgram, costs: Costs) -> ProgramTime:
+    """The program's schedule on the machine of `costs`."""
+    schedule = _Schedule(program, costs)
+    for number, step in enumerate(program.steps):
+        schedule.run(number, step)
+    return schedule.result()
+
+
+class _Schedule:
+    def __init__(self, program: TileProgram, costs: Costs) -> None:
+        self.program, self.costs = program, costs
+        self.now = 0.0  # the end of the last kernel
+        self.last_start = 0.0
+        self.end = 0.0  # of all that has been started
+        self.free = dict.fromkeys(_BESIDE, 0.0)
+        self.ready: dict[str, float] = {}
+        self.steps: list[StepTime] = []
+        self.intervals: list[Interval] = []
+        self.spills: dict[int, list[Transfer]] = {}
+        self._note_spills()
+
+    def _note_spills(self) -> None:
+        """Values that were made in the nodes and have to be written out before a step."""
+        targets = {
+            store.value: store.target for step in self.program.steps for store in step.stores
+        } | dict(self.program.initial)
+        made = {
+            store.value: number
+            for number, step in enumerate(self.program.steps)
+            for store in step.stores
+        }
+        for spill in self.program.spills:
+            target = targets[spill.value]
+            if spill.out_before < 0 or made.get(spill.value) == spill.out_before:
+                continue  # it has never been in the nodes
+            assert target is not None
+            if target.boxes is not None:
+                self.spills.setdefault(spill.out_before, []).append(
+                    Transfer(value=spill.value, pattern=Pattern.HBM_STORE, boxes=target.boxes)
+                )
+
+    def run(self, number: int, step: Step) -> None:
+        """Put one step behind those before it."""
+        values = self.program.graph.values
+        for transfer in self.spills.get(number, ()):
+            self._send(number, transfer, self.now)
+        loads = [self._load(each, step, index) for index, each in enumerate(step.loads)]
+        inner = [cost for cost in loads if not cost.busy_s.get(Resource.HBM)]
+        outer = [cost for cost in loads if cost.busy_s.get(Resource.HBM)]
+        later = [each for each in step.stores if self._can_travel(each)]
+        stores = [self.costs.store(each, values[each.value]) for each in step.stores]
+        at_once = [
+            cost for each, cost in zip(step.stores, stores, strict=True) if each not in later
+        ]
+        is_early = bool(outer) and number > 0 and self._has_room(number)
+        time = self.costs.time(step, inner if is_early else loads, at_once, values)
+        start = max([self.now, *(self.ready.get(each.value, 0.0) for each in step.loads)])
+        end = start + time.seconds
+        if is_early:
+            end = max(end, self._occupy(Resource.HBM, number, outer, self.last_start))
+        else:
+            self._occupy(Resource.HBM, number, outer, start)
+        end = max(end, self._occupy(Resource.LINK, number, [*inner, *at_once], start))
+        for resource in (Resource.MATRIX, Resource.VECTOR, Resource.SRAM_PORT):
+            busy = time.busy_s.get(resource, 0.0)
+            if busy:
+                self._note(resource, number, start, start + busy)
+        for transfer in later:
+            self._send(number, transfer, end)
+        alone = time
+        if later or is_early:
+            alone = self.costs.time(step, loads, stores, values)
+        self.steps.append(StepTime(start_s=start, end_s=end, alone=alone, exposed_s=end - self.now))
+        self.last_start, self.now = start, end
+        self.end = max(self.end, end)
+
+    def _load(self, load: Transfer, step: Step, index: int) -> TransferCost:
+        assert load.source is not None
+        value, share = self._value(load), step.kernel.loaded[index].gathered_share
+        return self.costs.load(load.source, load.boxes, value, share)[1]
+
+    def _value(self, transfer: Transfer) -> Value:
+        return self.program.graph.values[transfer.value]
+
+    def _can_travel(self, store: Transfer) -> bool:
+        if not self.costs.fabric.keeps_values:
+            return False
+        return store.pattern in _REDUCTIONS or store.pattern is Pattern.HBM_STORE
+
+    def _has_room(self, number: int) -> bool:
+        """Whether the buffers of a step fit beside all of the step before it."""
+        if not self.costs.fabric.keeps_values:
+            return False
+        before = self.program.sram_bytes[number - 1] if self.program.sram_bytes else 0
+        capacity = self.costs.machine.node.memory.capacity_bytes
+        return before + self.program.steps[number].working_bytes <= capacity
+
+    def _occupy(
+        self, resource: Resource, number: int, costs: Sequence[TransferCost], earliest: float
+    ) -> float:
+        """Let a resource do this work as soon as it is free; when it has ended, with latency."""
+        busy = sum(cost.busy_s.get(resource, 0.0) for cost in costs)
+        if not busy:
+            return 0.0
+        start = max(earliest, self.free[resource])
+        self._note(resource, number, start, start + busy)
+        self.free[resource] = start + busy
+        return start + busy + max(cost.latency_s for cost in costs)
+
+    def _send(self, number: int, transfer: Transfer, earliest: float) -> None:
+        """Let a result travel from `earliest` on; notes when it is there."""
+        cost = self.costs.store(transfer, self._value(transfer))
+        start = max([earliest, *(self.free[each] for each in _BESIDE if cost.busy_s.get(each))])
+        for resource in _BESIDE:
+            busy = cost.busy_s.get(resource, 0.0)
+            if busy:
+                self._note(resource, number, start, start + busy)
+                self.free[resource] = start + busy
+        self.ready[transfer.value] = start + cost.seconds
+        self.end = max(self.end, start + cost.seconds)
+
+    def _note(self, resource: Resource, number: int, start: float, end: float) -> None:
+        self.intervals.append(Interval(resource=resource, step=number, start_s=start, end_s=end))
+
+    def result(self) -> ProgramTime:
+        busy: dict[Resource, float] = {}
+        for each in self.intervals:
+            busy[each.resource] = busy.get(each.resource, 0.0) + each.end_s - each.start_s
+        steps = self.steps
+        if steps and self.end > self.now:
+            # What still travels when the last kernel has ended counts for that.
+            last = steps[-1]
+            steps = [*steps[:-1], replace(last, exposed_s=last.exposed_s + self.end - self.now)]
+        return ProgramTime(
+            seconds=self.end,
+            steps=tuple(steps),
+            intervals=tuple(sorted(self.intervals, key=lambda each: each.start_s)),
+            busy_s=busy,
+        )
