@@ -78,23 +78,12 @@ class _CompiledOptimizer:
         self.recipe, self.table = owner.recipe, owner.table
         self.optimizer = optimizer
         self.names = owner.weight_names
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter not in self.names:
-                    raise BackendError(
-                        f"the optimiser trains a weight of shape {list(parameter.shape)} that "
-                        "belongs to no compiled module, so its gradient was not emulated: put all "
-                        "of the model into the module that compile_step is given"
-                    )
+        check_owned(optimizer, self.names)
         self.gradient_stores: dict[nn.Parameter, Store] = {}
         set_up_capture()
         # A number would be a constant of the graph, and every new rate a new capture.
         self.rates = [torch.zeros(()) for _ in optimizer.param_groups]
-        # torch.optim wraps its steps so that torch.compile leaves the graph there.
-        update = inspect.unwrap(type(optimizer).step).__get__(optimizer)
-        self.update: Callable[[], None] = torch.compile(
-            update, backend=self._capture, fullgraph=True, dynamic=False
-        )
+        self.update = compile_update(optimizer, self._build)
 
     def step(self) -> None:
         """Round the gradients, update, store."""
@@ -124,50 +113,15 @@ class _CompiledOptimizer:
 
     def _gradient_store(self, parameter: nn.Parameter) -> Store:
         if parameter not in self.gradient_stores:
-            site = self._site(parameter, "grad", Role.WEIGHT_GRADIENT)
+            site = _site(self.recipe, self.names[parameter], "grad", Role.WEIGHT_GRADIENT)
             self.gradient_stores[parameter] = (
                 _leave if site.rule.is_exact else self.table.add(site, is_training=True)
             )
         return self.gradient_stores[parameter]
 
-    def _site(self, parameter: nn.Parameter, state: str, role: Role) -> Site:
-        name = self.names[parameter]
-        layer, _, tensor = name.rpartition(".")
-        return Site(
-            name=f"optimizer.{name}.{state}",
-            layer=layer,
-            op=tensor if state in ("grad", "weight") else f"{tensor}.{state}",
-            role=role,
-            rule=self.recipe.rule(role),
-            is_rank_share=False,  # gradients are the mean over the ranks by now
-        )
-
-    def _capture(self, graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        tensors = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-        build = aot_autograd(
-            fw_compiler=_refuse_gradients,
-            inference_compiler=lambda module, inputs: self._build(module, tensors),
-            decompositions={},
-            keep_inference_input_mutations=True,
-        )
-        compiled: Callable[..., Any] = build(graph, examples)
-        return compiled
-
-    def _build(self, module: GraphModule, tensors: Mapping[str, Tensor]) -> Program:
-        for node in module.graph.nodes:
-            check_values(node)
-            if node.op == "call_function":
-                find_rule(node)
-        sites = self._sites_of_states()
-        replaced = []
-        for write in module.graph.find_nodes(op="call_function", target=WRITE_BACK):
-            target, value = write.args[:2]
-            assert isinstance(target, Node)
-            assert isinstance(value, Node)
-            replaced.append(target)
-            site = sites.get(id(tensors[target.meta["desc"].target]))
-            if site is not None and not site.rule.is_exact:
-                _original(value).meta[SITES] = {0: site}
+    def _build(self, module: GraphModule, tensors: Mapping[Node, Tensor]) -> Program:
+        sites = sites_of_states(self.optimizer, self.recipe, self.names)
+        replaced = mark_states(module, tensors, sites)
         return build_program(
             module,
             lambda site: self.table.add(site, is_training=True),
@@ -175,23 +129,121 @@ class _CompiledOptimizer:
             replaced_inputs=replaced,
         )
 
-    def _sites_of_states(self) -> dict[int, Site]:
-        """By the id of a weight or a moment: its site."""
-        sites = {}
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                sites[id(parameter)] = self._site(parameter, "weight", Role.MASTER_WEIGHT)
-                for name, state in self.optimizer.state[parameter].items():
-                    if not isinstance(state, Tensor) or state.ndim == 0:
-                        continue  # a counter
-                    if name not in _STATE_ROLES:
-                        raise BackendError(
-                            f"{type(self.optimizer).__name__} keeps {name!r} for every weight, of "
-                            "which backend dojo does not know whether it is a first or a second "
-                            f"moment; known are {', '.join(_STATE_ROLES)}"
-                        )
-                    sites[id(state)] = self._site(parameter, name, _STATE_ROLES[name])
-        return sites
+
+def compile_update(
+    optimizer: Optimizer, build: Callable[[GraphModule, Mapping[Node, Tensor]], Program]
+) -> Callable[[], None]:
+    """`optimizer.step` past its wrappers, as one graph.
+
+    Args:
+        optimizer: its gradients are there when the result is first called.
+        build: from a graph of ATen ops, and the tensors that are its inputs, to what is run.
+    """
+
+    def capture(graph: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        states = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+
+        def build_update(module: GraphModule, inputs: Any) -> Program:
+            tensors = {}
+            for node in module.graph.find_nodes(op="placeholder"):
+                place = node.meta["desc"]
+                is_state = hasattr(place, "target")
+                tensors[node] = states[place.target] if is_state else examples[place.idx]
+            return build(module, tensors)
+
+        trace = aot_autograd(
+            fw_compiler=_refuse_gradients,
+            inference_compiler=build_update,
+            decompositions={},
+            keep_inference_input_mutations=True,
+        )
+        compiled: Callable[..., Any] = trace(graph, examples)
+        return compiled
+
+    # torch.optim wraps its steps so that torch.compile leaves the graph there.
+    update = inspect.unwrap(type(optimizer).step).__get__(optimizer)
+    compiled: Callable[[], None] = torch.compile(
+        update, backend=capture, fullgraph=True, dynamic=False
+    )
+    return compiled
+
+
+def mark_states(
+    module: GraphModule, tensors: Mapping[Node, Tensor], sites: Mapping[int, Site]
+) -> list[Node]:
+    """Mark in a captured update what is stored; the inputs that it writes back to.
+
+    Raises:
+        BackendError: an op without a rule, or a dtype the machine does not have.
+    """
+    for node in module.graph.nodes:
+        check_values(node)
+        if node.op == "call_function":
+            find_rule(node)
+    replaced = []
+    for write in module.graph.find_nodes(op="call_function", target=WRITE_BACK):
+        target, value = write.args[:2]
+        assert isinstance(target, Node)
+        assert isinstance(value, Node)
+        replaced.append(target)
+        site = sites.get(id(tensors[target]))
+        if site is not None and not site.rule.is_exact:
+            _original(value).meta[SITES] = {0: site}
+    return replaced
+
+
+def sites_of_states(
+    optimizer: Optimizer, recipe: Recipe, names: Mapping[nn.Parameter, str]
+) -> dict[int, Site]:
+    """By the id of a weight or a moment: its site.
+
+    Raises:
+        BackendError: the optimiser keeps a state of unknown meaning.
+    """
+    sites = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            sites[id(parameter)] = _site(recipe, name, "weight", Role.MASTER_WEIGHT)
+            for state, tensor in optimizer.state[parameter].items():
+                if not isinstance(tensor, Tensor) or tensor.ndim == 0:
+                    continue  # a counter
+                if state not in _STATE_ROLES:
+                    raise BackendError(
+                        f"{type(optimizer).__name__} keeps {state!r} for every weight, of "
+                        "which backend dojo does not know whether it is a first or a second "
+                        f"moment; known are {', '.join(_STATE_ROLES)}"
+                    )
+                sites[id(tensor)] = _site(recipe, name, state, _STATE_ROLES[state])
+    return sites
+
+
+def check_owned(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+    """Refuse an optimiser that trains weights without a name.
+
+    Raises:
+        BackendError: there is such a weight.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in names:
+                raise BackendError(
+                    f"the optimiser trains a weight of shape {list(parameter.shape)} that "
+                    "belongs to no compiled module, so its gradient was not emulated: put all "
+                    "of the model into the module that compile_step is given"
+                )
+
+
+def _site(recipe: Recipe, name: str, state: str, role: Role) -> Site:
+    layer, _, tensor = name.rpartition(".")
+    return Site(
+        name=f"optimizer.{name}.{state}",
+        layer=layer,
+        op=tensor if state in ("grad", "weight") else f"{tensor}.{state}",
+        role=role,
+        rule=recipe.rule(role),
+        is_rank_share=False,  # gradients are the mean over the ranks by now
+    )
 
 
 def _original(value: Node) -> Node:

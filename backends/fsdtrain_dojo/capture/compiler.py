@@ -27,7 +27,7 @@ from fsdtrain_dojo.sites import SiteTable
 
 # Of one module: training and evaluation, and a few shapes each.
 MAX_CAPTURES = 16
-_NOT_CAPTURED = (
+NOT_CAPTURED = (
     "the step was about to run in FP32, as PyTorch's own ops: torch.compile is switched off "
     "(TORCHDYNAMO_DISABLE, torch.compiler.set_stance), or a TorchDispatchMode such as a FLOP "
     "counter is active; backend dojo cannot emulate a step that is not captured"
@@ -79,7 +79,7 @@ class StepCompiler:
         )
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            _refuse_autocast()
+            refuse_autocast()
             if torch.is_grad_enabled() and module.training:
                 self.table.begin_step()
             num_runs = capture.num_runs
@@ -89,10 +89,10 @@ class StepCompiler:
                 raise explain(error) from error
             except RuntimeError as error:
                 if capture.num_runs == num_runs:
-                    raise BackendError(_NOT_CAPTURED) from error
+                    raise BackendError(NOT_CAPTURED) from error
                 raise
             if capture.num_runs == num_runs:
-                raise BackendError(_NOT_CAPTURED)
+                raise BackendError(NOT_CAPTURED)
             return results
 
         module._compiled_call_impl = call
@@ -129,36 +129,21 @@ class _Capture:
             for index, example in enumerate(examples)
             if isinstance(example, nn.Parameter)
         }
-        build = aot_autograd(
-            fw_compiler=self._build_training,
-            bw_compiler=self._build_training,
-            inference_compiler=lambda module, inputs: self._build_inference(module, names),
-            partition_fn=lambda joint, inputs, **options: self._partition(
-                joint, inputs, names, options
-            ),
-            decompositions={},
+        return trace_step(
+            graph,
+            examples,
+            recipe=self.compiler.recipe,
+            names=names,
+            prefix=self.prefix,
+            build_forward=self._build_training,
+            build_backward=self._build_training,
+            build_inference=self._build_inference,
         )
-        with tracing_whole_ops():
-            compiled: Callable[..., Any] = build(graph, examples)
-        return compiled
 
-    def _partition(
-        self, joint: GraphModule, inputs: Any, names: Mapping[int, str], options: dict[str, Any]
-    ) -> Any:
-        settle_checkpointing(joint.graph)
-        mark_sites(joint.graph, self.compiler.recipe, _weights(joint, names), prefix=self.prefix)
-        return default_partition(joint, inputs, **options)
-
-    def _build_training(self, module: GraphModule, inputs: Any) -> Program:
+    def _build_training(self, module: GraphModule) -> Program:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=True))
 
-    def _build_inference(self, module: GraphModule, names: Mapping[int, str]) -> Program:
-        mark_sites(
-            module.graph,
-            self.compiler.recipe,
-            _weights(module, names),
-            prefix=f"eval.{self.prefix}",
-        )
+    def _build_inference(self, module: GraphModule) -> Program:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=False))
 
     def _build(self, module: GraphModule, store_for: Callable[[Site], Store]) -> Program:
@@ -172,13 +157,59 @@ class _Capture:
         return run
 
 
+def trace_step(
+    graph: GraphModule,
+    examples: Sequence[Any],
+    *,
+    recipe: Recipe,
+    names: Mapping[int, str],
+    prefix: str,
+    build_forward: Callable[[GraphModule], Program],
+    build_backward: Callable[[GraphModule], Program],
+    build_inference: Callable[[GraphModule], Program],
+) -> Callable[..., Any]:
+    """From torch.compile's graph to ATen graphs, marked with sites, and what is built of them.
+
+    Args:
+        graph: as torch.compile hands it to its backends.
+        examples: its inputs.
+        recipe: the formats.
+        names: of the inputs that are trained weights, by number.
+        prefix: of the names of sites.
+        build_forward: of the first half of a step with gradients.
+        build_backward: of its second half.
+        build_inference: of a step without gradients.
+    """
+
+    def partition(joint: GraphModule, inputs: Any, **options: Any) -> Any:
+        settle_checkpointing(joint.graph)
+        mark_sites(joint.graph, recipe, _weights(joint, names), prefix=prefix)
+        return default_partition(joint, inputs, **options)
+
+    def infer(module: GraphModule, inputs: Any) -> Program:
+        mark_sites(module.graph, recipe, _weights(module, names), prefix=f"eval.{prefix}")
+        return build_inference(module)
+
+    build = aot_autograd(
+        fw_compiler=lambda module, inputs: build_forward(module),
+        bw_compiler=lambda module, inputs: build_backward(module),
+        inference_compiler=infer,
+        partition_fn=partition,
+        decompositions={},
+    )
+    with tracing_whole_ops():
+        compiled: Callable[..., Any] = build(graph, examples)
+    return compiled
+
+
 def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
     """The graph's inputs that are trained weights."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     return {node: names[index] for index, node in enumerate(inputs) if index in names}
 
 
-def _refuse_autocast() -> None:
+def refuse_autocast() -> None:
+    """Raise a BackendError where autocast would change what is captured."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise BackendError(
             "autocast is on, but backend dojo does the number formats itself: remove "

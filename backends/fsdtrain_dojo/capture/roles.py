@@ -34,6 +34,8 @@ from fsdtrain_dojo.recipe import Recipe, Role
 from fsdtrain_dojo.site import Site
 
 SITES = "dojo_sites"  # node.meta[SITES]: {index of the result: Site}
+# node.meta[STORED]: {index of the result: Site}, also of results that need no rounding.
+STORED = "dojo_stored"
 # A matrix product of coordinates runs on the vector unit, in FP32.
 IS_GEOMETRY = "dojo_is_geometry"
 # Single results equal to an operand, to its negative, or to zero: stored already if the operand is.
@@ -139,18 +141,20 @@ def _mark_results(node: Node, known: _Graph) -> None:
     rule = known.rules[node]
     if rule.kind in (Kind.MOVE, Kind.CONSTANT):
         return
-    sites = {}
+    sites, stored = {}, {}
     for index, value in float_results(node):
         is_stored = rule.rounded_outputs is None or index in rule.rounded_outputs
         if not is_stored or value in known.exact:
             continue
         role = _role(value, known)
         site = _site(node, f"{node.name}.{index}", role, known)
-        known.site_of[value] = site
+        known.site_of[value] = stored[index] = site
         if not site.rule.is_exact and not _is_stored_already(node, value, site, known):
             sites[index] = site
     if sites:
         node.meta[SITES] = sites
+    if stored:
+        node.meta[STORED] = stored
 
 
 def _role(value: Node, known: _Graph) -> Role:
@@ -174,7 +178,7 @@ def _role(value: Node, known: _Graph) -> Role:
 def _site(node: Node, name: str, role: Role, known: _Graph, *, layer: str | None = None) -> Site:
     return Site(
         name=f"{known.prefix}{name}",
-        layer=_layer(node) if layer is None else layer,
+        layer=layer_of(node) if layer is None else layer,
         op="weight" if role is Role.WEIGHT else op_name(node).removeprefix("aten."),
         role=role,
         rule=known.recipe.rule(role),
@@ -182,7 +186,8 @@ def _site(node: Node, name: str, role: Role, known: _Graph, *, layer: str | None
     )
 
 
-def _layer(node: Node) -> str:
+def layer_of(node: Node) -> str:
+    """Module path of the layer that a node came from; "" where not known."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     if not stack:
         return ""
@@ -273,6 +278,7 @@ def _copy(node: Node, operand: Node, site: Site, known: _Graph) -> Node:
         "val": operand.meta["val"].clone(),
         **_half(node),
         SITES: {0: site},
+        STORED: {0: site},
     }
     return copy
 

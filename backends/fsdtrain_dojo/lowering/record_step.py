@@ -1,0 +1,407 @@
+"""Records a training step as op calls, without computing it.
+
+The step is captured as the emulation captures it; the capture is given up before anything runs,
+so that module, optimiser and random numbers are left as they were. Knows no machine.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx import GraphModule, Node
+from torch.optim import Optimizer
+
+from fsdtrain.backend import BackendError
+from fsdtrain_dojo.capture.compiler import (
+    NOT_CAPTURED,
+    explain,
+    refuse_autocast,
+    set_up_capture,
+    trace_step,
+)
+from fsdtrain_dojo.capture.program import Program
+from fsdtrain_dojo.formats import Format
+from fsdtrain_dojo.lowering.describe.building import call_with
+from fsdtrain_dojo.lowering.graph_calls import CallList, Storage, storage_of, without_dead
+from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
+from fsdtrain_dojo.lowering.op_call import OpCall
+from fsdtrain_dojo.optimizer import (
+    check_owned,
+    compile_update,
+    mark_states,
+    sites_of_states,
+)
+from fsdtrain_dojo.recipe import Recipe, Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """A step as op calls.
+
+    Args:
+        calls: in an order in which they can run.
+        values: all that the calls read and write, by name.
+        renews: new value -> the old one whose place it takes: weights, moments, statistics.
+        tensors: the module's own tensors, the batch, the optimiser's states and constants by name
+            of value: all that no call writes. A real step changes some of them in place.
+        outputs: names of what the step gives: the loss, or the results of inference.
+        gradients: weight -> its gradient; empty for inference.
+    """
+
+    calls: tuple[OpCall, ...]
+    values: Mapping[str, Value]
+    renews: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    gradients: Mapping[str, str]
+
+
+def record_step(
+    module: nn.Module,
+    batch: Any,
+    optimizer: Optimizer | None = None,
+    *,
+    recipe: Recipe,
+    run: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> RecordedStep:
+    """Forward pass, backward pass from the loss, and the optimiser's update.
+
+    Args:
+        module: in the mode that it trains in.
+        batch: its input.
+        optimizer: of the module's weights; None: the step ends with their gradients.
+        recipe: the formats that values are stored in.
+        run: from module and batch to the loss; None: module(batch).loss.
+
+    Raises:
+        BackendError: the step is no static graph of known ops, as when it is compiled to run.
+    """
+    recording = _Recording(module, recipe)
+    loss_of = _default_loss if run is None else run
+    with torch.enable_grad(), _without_compiled_calls(module):
+        graphs, examples, places = _capture(
+            lambda: loss_of(module, batch), recipe=recipe, names=recording.weight_names
+        )
+    if Phase.BACKWARD not in graphs:
+        raise BackendError(
+            "the step's loss depends on no weight with requires_grad: there is nothing to train"
+        )
+    inputs = recording.add_inputs(examples, places)
+    gradients = recording.add_halves(graphs, inputs)
+    if optimizer is not None:
+        check_owned(optimizer, recording.weight_names)
+        recording.add_update(optimizer, gradients)
+    return recording.finish(gradients)
+
+
+def record_forward(module: nn.Module, *inputs: Any, recipe: Recipe) -> RecordedStep:
+    """Inference without gradients, in evaluation mode.
+
+    Args:
+        module: of any mode; it is put back.
+        inputs: of the module.
+        recipe: the formats that values are stored in.
+
+    Raises:
+        BackendError: see `record_step`.
+    """
+    recording = _Recording(module, recipe)
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        with torch.no_grad(), _without_compiled_calls(module):
+            graphs, examples, places = _capture(
+                lambda: module(*inputs), recipe=recipe, names=recording.weight_names
+            )
+    finally:
+        for each in training:
+            each.training = True
+    recording.add_inference(graphs[Phase.FORWARD], recording.add_inputs(examples, places))
+    return recording.finish({})
+
+
+def run_directly(
+    recorded: RecordedStep, tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Every value of a step, each op computed as PyTorch computes it; nothing is rounded.
+
+    Args:
+        recorded: the step.
+        tensors: those to start from; None: the recorded ones.
+    """
+    found = dict(recorded.tensors if tensors is None else tensors)
+    with torch.no_grad():
+        for call in recorded.calls:
+            results = call_with(call, found)
+            results = results if isinstance(results, list | tuple) else (results,)
+            for value, result in zip(call.outputs, results, strict=True):
+                if value is not None:
+                    found[value.name] = result
+    return found
+
+
+def _default_loss(module: nn.Module, batch: Any) -> Tensor:
+    loss: Tensor = module(batch).loss
+    return loss
+
+
+class _RecordedError(Exception):
+    """Thrown to leave torch.compile when the graphs are there."""
+
+
+@contextmanager
+def _without_compiled_calls(module: nn.Module) -> Iterator[None]:
+    """While recording, a module that is compiled is called as it was written."""
+    compiled = {
+        each: each._compiled_call_impl
+        for each in module.modules()
+        if each._compiled_call_impl is not None
+    }
+    for each in compiled:
+        each._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for each, call in compiled.items():
+            each._compiled_call_impl = call
+
+
+def _give_up(function: Callable[[], Any]) -> None:
+    """Call a compiled function whose capture ends with `_RecordedError`."""
+    set_up_capture()
+    refuse_autocast()
+    try:
+        function()
+    except TorchDynamoException as error:
+        if isinstance(getattr(error, "inner_exception", None), _RecordedError):
+            return
+        raise explain(error) from error
+    raise BackendError(NOT_CAPTURED)
+
+
+def _never_run(module: GraphModule) -> Program:
+    def run(inputs: list[Any]) -> NoReturn:
+        raise AssertionError("a recorded graph was run")
+
+    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd looks for it
+    return run
+
+
+def _capture(
+    function: Callable[[], Any], *, recipe: Recipe, names: Mapping[nn.Parameter, str]
+) -> tuple[dict[Phase, GraphModule], list[Tensor], list[str]]:
+    """The graphs of a function, the tensors that they take, and what torch.compile calls those."""
+    graphs: dict[Phase, GraphModule] = {}
+    inputs: list[Tensor] = []
+    places: list[str] = []
+
+    def keep(phase: Phase) -> Callable[[GraphModule], Program]:
+        def build(module: GraphModule) -> Program:
+            graphs[phase] = module
+            return _never_run(module)
+
+        return build
+
+    def backend(graph: GraphModule, examples: Sequence[Any]) -> NoReturn:
+        inputs.extend(examples)
+        places.extend(node.name for node in graph.graph.find_nodes(op="placeholder"))
+        trained = {
+            number: names.get(example, f"parameter_{number}")
+            for number, example in enumerate(examples)
+            if isinstance(example, nn.Parameter)
+        }
+        # Otherwise the backward pass is built when it first runs.
+        with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+            trace_step(
+                graph,
+                examples,
+                recipe=recipe,
+                names=trained,
+                prefix="",
+                build_forward=keep(Phase.FORWARD),
+                build_backward=keep(Phase.BACKWARD),
+                build_inference=keep(Phase.FORWARD),
+            )
+        raise _RecordedError
+
+    _give_up(torch.compile(function, backend=backend, fullgraph=True, dynamic=False))
+    return graphs, inputs, places
+
+
+class _Recording:
+    """A step while its graphs are added one after another."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.list = CallList()
+        self.weight_names = {each: name for name, each in module.named_parameters()}
+        self.buffer_names = {id(each): name for name, each in module.named_buffers()}
+        self.outputs: list[str] = []
+        self.value_of: dict[int, Value] = {}  # by the id of a tensor
+
+    def add_inputs(self, examples: Sequence[Tensor], places: Sequence[str]) -> list[Value]:
+        """Values of what the captured graphs take, in its order."""
+        inputs = []
+        for tensor, place in zip(examples, places, strict=True):
+            if isinstance(tensor, nn.Parameter):
+                name, kind = self.weight_names.get(tensor, place), ValueKind.WEIGHT
+                value = self.list.add_given(name, tensor, kind, self._stored(Role.MASTER_WEIGHT))
+            elif id(tensor) in self.buffer_names:
+                name = self.buffer_names[id(tensor)]
+                value = self.list.add_given(name, tensor, ValueKind.STATE)
+            else:
+                value = self.list.add_given(_plain(place), tensor, ValueKind.INPUT)
+            if value.kind is not ValueKind.INPUT:
+                self.list.owner[value.name] = value.name.rpartition(".")[0]
+            self.value_of[id(tensor)] = value
+            inputs.append(value)
+        return inputs
+
+    def _stored(self, role: Role) -> Storage:
+        return storage_of(self.recipe.rule(role).format)
+
+    def add_inference(self, module: GraphModule, inputs: Sequence[Value]) -> None:
+        """A graph whose outputs are the results."""
+        found = self.list.add_graph(module, _by_number(module, inputs), Phase.FORWARD)
+        self._take_outputs(module, found, inputs)
+
+    def add_halves(
+        self, graphs: Mapping[Phase, GraphModule], inputs: Sequence[Value]
+    ) -> dict[str, Value]:
+        """Forward and backward pass; the gradients by name of weight."""
+        forward, backward = graphs[Phase.FORWARD], graphs[Phase.BACKWARD]
+        found = self.list.add_graph(forward, _by_number(forward, inputs), Phase.FORWARD)
+        self._take_outputs(forward, found, inputs)
+        saved = {node.name: value for node, value in found.items()}
+        known = {}
+        for node in backward.graph.find_nodes(op="placeholder"):
+            known[node] = saved[node.name] if node.name in saved else self._seed(node)
+        found = self.list.add_graph(backward, known, Phase.BACKWARD)
+        output = backward.graph.output_node()
+        return {
+            inputs[meaning.grad_of.idx].name: found[node]
+            for node, meaning in zip(output.args[0], output.meta["desc"], strict=True)  # type: ignore[arg-type]  # a tuple
+            if isinstance(node, Node)
+        }
+
+    def _seed(self, tangent: Node) -> Value:
+        """The gradient that the backward pass starts from."""
+        seed = torch.ones(tangent.meta["val"].shape)
+        return self.list.add_given(f"{self.outputs[0]}.seed", seed, ValueKind.CONSTANT)
+
+    def _take_outputs(
+        self, module: GraphModule, found: Mapping[Node, Value], inputs: Sequence[Value]
+    ) -> None:
+        """Note which buffers are renewed, and which values the step gives."""
+        output = module.graph.output_node()
+        for node, meaning in zip(output.args[0], output.meta["desc"], strict=True):  # type: ignore[arg-type]  # a tuple
+            if not isinstance(node, Node):
+                continue
+            kind = type(meaning).__name__
+            if kind == "InputMutationAOTOutput":
+                self.list.renew(inputs[meaning.mutated_input.idx], found[node], Phase.FORWARD)
+            elif kind == "PlainAOTOutput":
+                self.outputs.append(found[node].name)
+
+    def add_update(self, optimizer: Optimizer, gradients: Mapping[str, Value]) -> None:
+        """The optimiser's step, which reads the gradients and renews weights and states."""
+        found: list[tuple[GraphModule, Mapping[Node, Tensor]]] = []
+
+        def build(module: GraphModule, tensors: Mapping[Node, Tensor]) -> NoReturn:
+            sites = sites_of_states(optimizer, self.recipe, self.weight_names)
+            mark_states(module, tensors, sites)
+            found.append((module, tensors))
+            self._add_states(optimizer, {key: each.rule.format for key, each in sites.items()})
+            raise _RecordedError
+
+        with _ready_to_update(optimizer, {w: n in gradients for w, n in self.weight_names.items()}):
+            for number, group in enumerate(optimizer.param_groups):
+                name = f"optimizer.lr.{number}"
+                self.value_of[id(group["lr"])] = self.list.add_given(
+                    name, group["lr"], ValueKind.INPUT
+                )
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        self.value_of[id(weight.grad)] = gradients[self.weight_names[weight]]
+            with torch.no_grad():
+                _give_up(compile_update(optimizer, build))
+            module, tensors = found[0]
+            inputs = {
+                node: self.value_of[id(tensor)]
+                if id(tensor) in self.value_of
+                else self.list.add_given(f"optimizer.{node.name}", tensor, ValueKind.INPUT)
+                for node, tensor in tensors.items()
+            }
+        self.list.add_graph(module, inputs, Phase.OPTIMIZER, prefix="optimizer.")
+
+    def _add_states(self, optimizer: Optimizer, formats: Mapping[int, Format]) -> None:
+        for weight, states in optimizer.state.items():
+            name = self.weight_names[weight]
+            for state, tensor in states.items():
+                if not isinstance(tensor, Tensor):
+                    continue
+                stored = formats.get(id(tensor))
+                value = self.list.add_given(
+                    f"{name}.{state}", tensor, ValueKind.STATE, stored and storage_of(stored)
+                )
+                self.value_of[id(tensor)] = value
+                self.list.owner[value.name] = name.rpartition(".")[0]
+
+    def finish(self, gradients: Mapping[str, Value]) -> RecordedStep:
+        """What was recorded, without what nobody reads."""
+        renewed = set(self.list.renews.values())
+        wanted = {*self.list.wanted, *self.outputs}
+        wanted |= {value.name for weight, value in gradients.items() if weight not in renewed}
+        calls, values = without_dead(self.list.calls, self.list.values, wanted)
+        return RecordedStep(
+            calls=calls,
+            values=values,
+            renews=self.list.renews,
+            tensors={n: each.detach() for n, each in self.list.tensors.items() if n in values},
+            outputs=tuple(self.outputs),
+            gradients={name: value.name for name, value in gradients.items()},
+        )
+
+
+@contextmanager
+def _ready_to_update(
+    optimizer: Optimizer, has_gradient: Mapping[nn.Parameter, bool]
+) -> Iterator[None]:
+    """While recording, each trained weight has a gradient, and rates are tensors.
+
+    A number would be a constant of the graph. Variants over many tensors at once only spare a GPU
+    its launches: the update is recorded without them.
+    """
+    groups = optimizer.param_groups
+    settings = [dict(group) for group in groups]
+    states = {weight: dict(state) for weight, state in optimizer.state.items()}
+    gradients = {weight: weight.grad for weight in has_gradient}
+    for group in groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
+        group |= {name: False for name in ("foreach", "fused") if name in group}
+    for weight, has_one in has_gradient.items():
+        weight.grad = torch.zeros_like(weight) if has_one else None
+    try:
+        yield
+    finally:
+        for group, setting in zip(groups, settings, strict=True):
+            group.clear()
+            group.update(setting)
+        optimizer.state.clear()
+        optimizer.state.update(states)
+        for weight, gradient in gradients.items():
+            weight.grad = gradient
+
+
+def _by_number(module: GraphModule, inputs: Sequence[Value]) -> dict[Node, Value]:
+    nodes = module.graph.find_nodes(op="placeholder")
+    return {node: inputs[node.meta["desc"].idx] for node in nodes}
+
+
+def _plain(place: str) -> str:
+    """batch_images for torch.compile's l_batch_images_."""
+    return place.removeprefix("l_").rstrip("_") or place
