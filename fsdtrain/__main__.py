@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,11 +28,15 @@ DISK_ERRORS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`module` is imported when the command is given, so that the others cost nothing."""
+    """`module` is imported when the command is given, so that the others cost nothing.
+
+    `--name value` and `--name=value` stand for the override `name=value` of each of `options`.
+    """
 
     module: str
     help: str
     uses_hydra: bool = False
+    options: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -49,6 +54,7 @@ COMMANDS = {
         module="fsdtrain.profile",
         help="show where a training step's time goes, op by op",
         uses_hydra=True,
+        options=("explain",),
     ),
     "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
     "backends": Command(module="fsdtrain.doctor", help="list the backends, and why one cannot run"),
@@ -109,9 +115,25 @@ def _run(name: str, arguments: list[str]) -> int:
     if command.uses_hydra:
         from fsdtrain.hydra_app import run_with_hydra
 
-        return run_with_hydra(name, command.module, arguments)
+        return run_with_hydra(name, command.module, _as_overrides(arguments, command.options))
     run: Callable[[str, list[str]], int] = import_module(command.module).main
     return run(name, arguments)
+
+
+def _as_overrides(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """--explain "conv 1" -> explain='conv 1', quoted as Hydra's grammar wants it."""
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.removeprefix("--").partition("=")
+        if option not in options or not argument.startswith("--"):
+            found.append(argument)
+            continue
+        if not equals and not rest:
+            raise UserError(f"--{option} needs a value: --{option} <part of an op's name>")
+        value = value if equals else rest.pop(0)
+        found.append(f"{option}={QuotedString(value, Quote.single).with_quotes()}")
+    return found
 
 
 def _hydra_commands() -> dict[str, bool]:

@@ -10,18 +10,18 @@ tests/backends run over every installed backend.
 """
 
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.optim import Optimizer
 
 from fsdtrain.errors import UserError
 from fsdtrain.ops.table import OpTable
+from fsdtrain.step_profile import Origin, StepProfile
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,6 @@ IMPORT_ERRORS = (
     ImportError, AttributeError, SyntaxError, NameError, OSError, RuntimeError, ValueError,
     TypeError,
 )  # fmt: skip
-
-# MEASURED: a clock, or values, on real hardware. EMULATED: values computed with the target's number
-# formats. MODELLED: time, traffic or energy from a machine model.
-Origin = Literal["MEASURED", "EMULATED", "MODELLED"]
 
 
 class BackendError(UserError):
@@ -59,31 +55,6 @@ class TrainerParts:
     precision: Any = None
     plugins: tuple[Any, ...] = ()
     is_deterministic: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpProfile:
-    """One op of a step. None means that this backend cannot tell."""
-
-    name: str
-    shapes: str
-    dtype: str
-    num_calls: int
-    time_s: float
-    flops: int | None
-    num_bytes: int | None
-    bound_by: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepProfile:
-    """One training step (forward, loss, backward), op by op. All figures have one origin."""
-
-    backend: str
-    device: str
-    origin: Origin
-    step_time_s: float
-    ops: tuple[OpProfile, ...]
 
 
 # Bins of an exponent histogram; the first and the last also hold everything beyond them.
@@ -157,8 +128,15 @@ class Backend(ABC):
         """Compile `step` in place (`step.compile(...)` keeps state_dict keys); default: eager."""
 
     @abstractmethod
-    def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
-        """Profile `step(batch).loss.backward()` after a warm-up."""
+    def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
+        """Profile `optimizer.zero_grad(); step(batch).loss.backward(); optimizer.step()`.
+
+        Args:
+            step: compiled, with its parameters where `to_device` puts them. It may be run, and so
+                may the optimiser: the weights are of no further use.
+            batch: what `step` takes, there as well.
+            optimizer: of the parameters of `step`.
+        """
 
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         """The newest reading, once; empty where there is none.
@@ -235,45 +213,3 @@ def _inspect(point: EntryPoint) -> InstalledBackend:
         availability=availability,
         config_path=backend_class.config_path,
     )
-
-
-def profile_with_torch(
-    step_once: Callable[[], None], *, dtype: str, on_cuda: bool
-) -> tuple[float, tuple[OpProfile, ...]]:
-    """Profile with torch.profiler, for backends that run ATen ops; the slowest op comes first.
-
-    Args:
-        step_once: runs one step and waits until the device has finished it.
-        dtype: what the ops compute in, as the profile shall name it.
-        on_cuda: time the GPU's kernels rather than the CPU's ops.
-
-    Returns:
-        (seconds of one step without the profiler, the ops).
-    """
-    step_once()  # warm-up: libraries choose and cache their kernels
-    started = time.perf_counter()
-    step_once()
-    step_time_s = time.perf_counter() - started
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
-    with profile(activities=activities, record_shapes=True, with_flops=True) as recorded:
-        step_once()
-    ops = [
-        OpProfile(
-            name=event.key,
-            shapes=_describe_shapes(event.input_shapes),
-            dtype=dtype,
-            num_calls=event.count,
-            time_s=(event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e6,
-            flops=event.flops or None,
-            num_bytes=None,
-            bound_by=None,
-        )
-        for event in recorded.key_averages(group_by_input_shape=True)
-        if event.key.startswith("aten::")
-    ]
-    return step_time_s, tuple(sorted(ops, key=lambda op: -op.time_s))
-
-
-def _describe_shapes(shapes: Sequence[Sequence[int]]) -> str:
-    """4x24x48x48, 24x24x3x3: the tensors among an op's arguments."""
-    return ", ".join("x".join(map(str, shape)) for shape in shapes if shape)

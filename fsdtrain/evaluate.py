@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fsdtrain.backend import Backend, Origin, load_backend
+from fsdtrain.backend import Backend, load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
@@ -44,6 +44,7 @@ from fsdtrain.report.curves import read_curves
 from fsdtrain.report.examples import draw_examples
 from fsdtrain.report.html import write_report
 from fsdtrain.settings import Settings, read_settings
+from fsdtrain.step_profile import Origin
 
 logger = logging.getLogger(__name__)
 

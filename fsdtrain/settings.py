@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsdtrain.errors import UserError
 
 Class = TypeVar("Class")
+SettingsType = TypeVar("SettingsType", bound="Settings")
 
 
 def _require(is_right: bool, field: str, value: object, allowed: str) -> None:
@@ -168,8 +169,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {key: value for key, value in self.backend.items() if key != "name"}
 
 
+class ProfileSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `profile` needs beside them."""
+
+    explain: str | None
+    page: bool
+    trace: bool
+
+
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""
+    return _read(config, Settings)
+
+
+def read_profile_settings(config: DictConfig) -> ProfileSettings:
+    """As `read_settings`, with the knobs of `profile`."""
+    return _read(config, ProfileSettings)
+
+
+def _read(config: DictConfig, kind: type[SettingsType]) -> SettingsType:
     try:
         missing = OmegaConf.missing_keys(config)
         plain = None if missing else OmegaConf.to_container(config, resolve=True)
@@ -178,7 +196,7 @@ def read_settings(config: DictConfig) -> Settings:
     if missing:
         raise UserError(f"a value is needed for {', '.join(sorted(missing))}")
     try:
-        return msgspec.convert(plain, Settings, dec_hook=_decode_path)
+        return msgspec.convert(plain, kind, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         # A check of our own names the field itself; msgspec adds where it stands to its own.
         raise UserError(f"configuration: {error.__cause__ or error}") from error

@@ -14,7 +14,7 @@ from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.synthetic.fleet import SyntheticFleet
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.paths import config_dir
-from fsdtrain.settings import Settings, _find_class, read_settings
+from fsdtrain.settings import Settings, _find_class, read_profile_settings, read_settings
 
 COMMANDS = ("fit", "validate", "profile")
 GROUPS = ("backend", "backend/recipe", "data", "experiment", "model", "training")
@@ -43,6 +43,7 @@ KNOBS = {
         "validate_every_steps warmup_fraction weight_decay"
     ),
 }
+PROFILE_KNOBS = {**KNOBS, "": "ckpt_path explain num_report_clips page resume run_dir seed trace"}
 # Options of classes: whoever owns the class owns them.
 LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.network")
 
@@ -75,7 +76,8 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_reads(group: str, option: str, command: str) -> None:
-    settings = read_settings(compose(command, f"{group}={option}"))
+    read = read_profile_settings if command == "profile" else read_settings
+    settings = read(compose(command, f"{group}={option}"))
     assert isinstance(settings, Settings)
 
 
@@ -148,7 +150,8 @@ def test_a_new_knob_breaks_this_list(command: str) -> None:
     for knob in sorted(knobs(compose(command))):
         group, _, name = knob.rpartition(".")
         found.setdefault(group, []).append(name)
-    assert {group: " ".join(names) for group, names in found.items()} == KNOBS
+    expected = PROFILE_KNOBS if command == "profile" else KNOBS
+    assert {group: " ".join(names) for group, names in found.items()} == expected
 
 
 def test_the_configs_are_those_of_this_checkout() -> None:

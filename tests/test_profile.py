@@ -1,14 +1,21 @@
-"""`fsdtrain profile`: the file, the table, and whose time it is."""
+"""`fsdtrain profile`: the files, whose time it is, and what of the command line it understands."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
 
-from fsdtrain.__main__ import main
-from fsdtrain.backend import OpProfile, StepProfile
-from fsdtrain.engine.run_record import read_manifest
+from fsdtrain.__main__ import _as_overrides, main
+from fsdtrain.engine.run_record import read_manifest, write_json
 from fsdtrain.errors import UserError
-from fsdtrain.profile import ProfileRecord, profile_table, read_profile
+from fsdtrain.hydra_app import compose_config
+from fsdtrain.profile import ProfileRecord, read_profile
+from fsdtrain.settings import read_profile_settings
+from fsdtrain.step_profile import PHASES, Assumption, HeatMap, OpProfile, StepProfile
+from fsdtrain.torch_profile import profile_with_torch
 
 
 @pytest.mark.parametrize("backend", ["cpu", "dojo"])
@@ -16,39 +23,154 @@ def test_a_profile_is_written_and_printed(
     backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["experiment=smoke", f"backend={backend}", f"run_dir={tmp_path}"]
-    assert main(["profile", *arguments]) == 0
+    assert main(["profile", *arguments, "--explain", "convolution_back"]) == 0
     record = read_profile(tmp_path)
     assert record.num_clips == 2
     assert record.profile.backend == read_manifest(tmp_path).backend == backend
     assert record.profile.origin == "MEASURED"
-    names = [op.name for op in record.profile.ops]
-    assert "aten::convolution_backward" in names
+    phases = {op.name: op.phase for op in record.profile.ops}
+    assert phases["aten::convolution_backward"] == "backward"
+    assert {op.phase for op in record.profile.ops} == set(PHASES)
     printed = capsys.readouterr()
-    assert "MEASURED" in printed.out
-    assert "share" in printed.out
+    for word in ("MEASURED", "share", "optimizer", f"backend {backend} gives no reasons"):
+        assert word in printed.out
     assert ("not the emulated machine's" in printed.err) == (backend == "dojo")
 
 
-def make_op(name: str, time_s: float, flops: int | None = None) -> OpProfile:
-    return OpProfile(
-        name=name, shapes="2x3, 3x4", dtype="fp32", num_calls=1, time_s=time_s, flops=flops,
-        num_bytes=None, bound_by=None,
+class Regression(nn.Module):
+    """Two layers and a loss, with products that can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 32, bias=False), nn.Linear(32, 8, bias=False)
+
+    def forward(self, batch: torch.Tensor) -> "Regression":
+        self.loss = self.second(self.first(batch)).square().mean()
+        return self
+
+
+def test_a_clocked_profile_tells_the_phases_and_the_work() -> None:
+    step = Regression()
+    optimizer = torch.optim.AdamW(step.parameters())
+    before = step.first.weight.detach().clone()
+    found = profile_with_torch(
+        step, torch.rand(4, 16), optimizer, backend="b", device="d", dtype="fp32"
+    )
+    assert not torch.equal(step.first.weight, before), "the optimiser has stepped"
+    # Forward two products, backward two of the second layer and one of the first: its input has
+    # no gradient.
+    assert found.flops == 2 * 4 * (2 * 16 * 32 + 3 * 32 * 8)
+    products = {(op.shapes, op.phase): op for op in found.ops if op.name == "aten::mm"}
+    assert products["4x16, 16x32", "forward"].flops == 2 * 4 * 16 * 32
+    assert products["32x4, 4x16", "backward"].flops == 2 * 4 * 16 * 32
+    firsts = [
+        min(op.start_s for op in found.ops if op.phase == phase and op.start_s is not None)
+        for phase in PHASES
+    ]
+    assert firsts == sorted(firsts)
+    assert found.timeline
+    ends = [0.0]
+    for event in found.timeline:
+        assert event.resource == "CPU thread 1"
+        assert ends[-1] <= event.start_s <= event.end_s, "one after the other"
+        ends.append(event.end_s)
+
+
+def test_what_stands_for_the_optimisers_step_is_called() -> None:
+    step = Regression()
+    calls: list[int] = []
+    profile_with_torch(
+        step,
+        torch.rand(4, 16),
+        torch.optim.SGD(step.parameters(), lr=1.0),
+        backend="b",
+        device="d",
+        dtype="fp32",
+        count_flops=False,
+        update=lambda: calls.append(1),
+    )
+    assert len(calls) == 5  # two to warm up, one by the clock, two under the profiler
+
+
+def test_bf16_is_profiled_as_it_trains(tmp_path: Path) -> None:
+    arguments = ["experiment=smoke", "backend.precision=bf16-mixed", f"run_dir={tmp_path}"]
+    assert main(["profile", *arguments]) == 0
+    ops = read_profile(tmp_path).profile.ops
+    assert any(op.name == "aten::to" or op.name == "aten::_to_copy" for op in ops)
+    assert {op.dtype for op in ops} == {"bf16-mixed"}
+
+
+def make_record() -> ProfileRecord:
+    op = OpProfile(
+        name="conv1.dw", shapes="2x3, 3x4", dtype="bf16", num_calls=1, time_s=1e-3, flops=24,
+        num_bytes=72, bound_by="HBM", phase="backward", layer="conv1", bytes_by_level={"HBM": 72.0},
+        explanation=("output-stationary: 3 us, weight-stationary: 5 us",),
     )  # fmt: skip
+    profile = StepProfile(
+        backend="b",
+        device="d",
+        origin="MODELLED",
+        step_time_s=1e-3,
+        ops=(op,),
+        sram_over_time=((0.0, 10.0), (1e-3, 0.0)),
+        heat_maps=(HeatMap(title="compute", unit="share", rows=((0.5, None),)),),
+        assumptions=(
+            Assumption(
+                name="die_crossing_ns", value=100, unit="ns", source="a talk", confidence="assumed",
+                low=50, high=200, step_time_at_low_s=9e-4, step_time_at_high_s=1.2e-3,
+            ),
+        ),
+    )  # fmt: skip
+    return ProfileRecord(num_clips=1, profile=profile)
 
 
-def test_the_table_leaves_out_what_the_backend_cannot_tell() -> None:
-    def headings(*ops: OpProfile) -> list[object]:
-        found = StepProfile(backend="b", device="d", origin="MODELLED", step_time_s=2.0, ops=ops)
-        return [
-            column.header
-            for column in profile_table(ProfileRecord(num_clips=1, profile=found)).columns
-        ]
+def test_the_record_can_be_read_again(tmp_path: Path) -> None:
+    record = make_record()
+    write_json(tmp_path / "profile.json", record)
+    assert read_profile(tmp_path) == record
 
-    assert headings(make_op("aten::mm", 1.0)) == ["op", "shapes", "type", "calls", "ms", "share"]
-    assert "GFLOP/s" in headings(make_op("aten::mm", 1.0, flops=24), make_op("aten::relu", 1.0))
-    assert headings(make_op("aten::mm", 0.0, flops=24)) == ["op", "shapes", "type", "calls", "ms"]
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 1}, "is version 1 of the record, and this fsdtrain reads version 2: profile"),
+        ({"schema": "another"}, "Invalid enum value 'another'"),
+        ({"profile": {}}, "missing required field `backend`"),
+    ],
+)
+def test_another_record_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "profile.json"
+    write_json(path, make_record())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        read_profile(tmp_path)
 
 
 def test_a_folder_without_a_profile_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="profile.json does not exist"):
         read_profile(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--explain", "a 'b'\\c, [d]=1"], ["--explain=a 'b'\\c, [d]=1"]]
+)
+def test_an_option_is_an_override_whatever_it_holds(arguments: list[str]) -> None:
+    overrides = _as_overrides(["seed=1", *arguments, "trace=true"], ("explain",))
+    assert (overrides[0], overrides[2]) == ("seed=1", "trace=true")
+    config = compose_config("profile", ["run_dir=.", *overrides])
+    assert OmegaConf.to_container(config)["explain"] == "a 'b'\\c, [d]=1"  # type: ignore[call-overload]
+    assert read_profile_settings(config).explain == "a 'b'\\c, [d]=1"
+
+
+def test_an_option_of_another_command_stays_hydras() -> None:
+    assert _as_overrides(["--explain", "x", "--cfg", "job"], ()) == [
+        "--explain",
+        "x",
+        "--cfg",
+        "job",
+    ]
+
+
+def test_an_option_without_its_value_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--explain"]) == 2
+    assert "--explain needs a value" in capsys.readouterr().err

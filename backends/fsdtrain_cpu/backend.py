@@ -4,21 +4,22 @@ It supplies no ops of its own (the references serve) and compiles nothing.
 """
 
 import platform
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fsdtrain.backend import (
     Availability,
     Backend,
     BackendError,
-    Origin,
-    StepProfile,
     Tolerance,
     TrainerParts,
-    profile_with_torch,
 )
+from fsdtrain.step_profile import Origin, StepProfile
+from fsdtrain.torch_profile import profile_with_torch
 
 PRECISIONS = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
 
@@ -57,15 +58,13 @@ class CpuBackend(Backend):
             is_deterministic=True,
         )
 
-    def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
-        def step_once() -> None:
-            step(batch).loss.backward()
-
-        step_time_s, ops = profile_with_torch(step_once, dtype=self.precision, on_cuda=False)
-        return StepProfile(
+    def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
+        return profile_with_torch(
+            step,
+            batch,
+            optimizer,
             backend=self.name,
             device=self.device_name(),
-            origin="MEASURED",
-            step_time_s=step_time_s,
-            ops=ops,
+            dtype=self.precision,
+            autocast=partial(torch.autocast, "cpu", torch.bfloat16, self.precision != "fp32"),
         )

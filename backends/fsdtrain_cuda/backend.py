@@ -3,21 +3,22 @@
 It has no kernels of its own yet: the references of `fsdtrain.ops` run on the GPU.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fsdtrain.backend import (
     Availability,
     Backend,
     BackendError,
-    Origin,
-    StepProfile,
     Tolerance,
     TrainerParts,
-    profile_with_torch,
 )
+from fsdtrain.step_profile import Origin, StepProfile
+from fsdtrain.torch_profile import profile_with_torch
 
 PRECISIONS = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
 
@@ -71,8 +72,7 @@ class CudaBackend(Backend):
         return torch.cuda.get_device_name(0)
 
     def trainer_parts(self) -> TrainerParts:
-        torch.backends.cuda.matmul.allow_tf32 = self.allow_tf32
-        torch.backends.cudnn.allow_tf32 = self.allow_tf32
+        self._set_tf32()
         return TrainerParts(
             accelerator="cuda",
             strategy="ddp" if self.devices > 1 else "auto",
@@ -80,19 +80,26 @@ class CudaBackend(Backend):
             precision=PRECISIONS[self.precision],
         )
 
+    def _set_tf32(self) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self.allow_tf32
+        torch.backends.cudnn.allow_tf32 = self.allow_tf32
+
     def to_device(self, value: Tensor) -> Tensor:
         return value.cuda()
 
-    def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
-        def step_once() -> None:
-            step(batch).loss.backward()
-            torch.cuda.synchronize()
-
-        step_time_s, ops = profile_with_torch(step_once, dtype=self.precision, on_cuda=True)
-        return StepProfile(
+    def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
+        self._set_tf32()
+        narrow = torch.float16 if self.precision == "fp16-mixed" else torch.bfloat16
+        return profile_with_torch(
+            step,
+            batch,
+            optimizer,
             backend=self.name,
             device=self.device_name(),
-            origin="MEASURED",
-            step_time_s=step_time_s,
-            ops=ops,
+            dtype=self.precision,
+            on_cuda=True,
+            autocast=partial(torch.autocast, "cuda", narrow, self.precision != "fp32"),
+            notes=("Profiled without scaling the loss, which fp16-mixed does in training.",)
+            if self.precision == "fp16-mixed"
+            else (),
         )

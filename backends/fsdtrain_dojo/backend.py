@@ -6,22 +6,23 @@ host's and says nothing of Dojo's.
 
 import platform
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fsdtrain.backend import (
     Availability,
     Backend,
     BackendError,
-    Origin,
-    StepProfile,
     TensorNumerics,
     Tolerance,
     TrainerParts,
-    profile_with_torch,
 )
+from fsdtrain.step_profile import Origin, StepProfile
+from fsdtrain.torch_profile import profile_with_torch
 
 HOSTS = ("cpu", "cuda")
 
@@ -141,21 +142,16 @@ class DojoBackend(Backend):
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         return self.table.read()
 
-    def profile_step(self, step: nn.Module, batch: Any) -> StepProfile:
+    def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
         """The emulation's own time on this host, MEASURED; no time of Dojo."""
-
-        def step_once() -> None:
-            step(batch).loss.backward()
-            if self.host == "cuda":
-                torch.cuda.synchronize()
-
-        step_time_s, ops = profile_with_torch(
-            step_once, dtype="emulated", on_cuda=self.host == "cuda"
-        )
-        return StepProfile(
+        return profile_with_torch(
+            step,
+            batch,
+            optimizer,
             backend=self.name,
             device=self.device_name(),
-            origin="MEASURED",
-            step_time_s=step_time_s,
-            ops=ops,
+            dtype="emulated",
+            on_cuda=self.host == "cuda",
+            count_flops=False,
+            update=partial(self.optimizers.step, optimizer),
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from fsdtrain.data.batch import ClipBatch
+from fsdtrain.engine.optimizer import build_optimizer
 from fsdtrain.engine.schedule import schedule_function
 from fsdtrain.engine.step import StepOutput, TrainingStep
 from fsdtrain.errors import UserError
@@ -102,9 +103,7 @@ class DrivingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:  # Lightning's own union of a dozen shapes
         settings = self.training_settings
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.step, settings.weight_decay), lr=settings.learning_rate
-        )
+        optimizer = build_optimizer(self.step, settings)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             schedule_function(
@@ -117,12 +116,3 @@ class DrivingModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-
-def _parameter_groups(step: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    # Biases and the scales of norms are not to be pulled to zero.
-    parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]

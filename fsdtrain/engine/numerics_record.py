@@ -15,9 +15,10 @@ from typing import Literal
 
 import msgspec
 
-from fsdtrain.backend import HISTOGRAM_MIN_EXPONENT, Origin, TensorNumerics
+from fsdtrain.backend import HISTOGRAM_MIN_EXPONENT, TensorNumerics
 from fsdtrain.engine.run_record import read_json, write_json
 from fsdtrain.errors import DataError, UserError
+from fsdtrain.step_profile import Origin
 
 # A tensor that reaches one of these, or holds NaN, has lost its range. Clamping a hundredth of a
 # tensor moves its sum by more than rounding does; small elements may well be lost, but not most of

@@ -25,8 +25,8 @@ from typing import Literal, TypeVar
 import msgspec
 import torch
 
-from fsdtrain.backend import Origin
 from fsdtrain.errors import UserError
+from fsdtrain.step_profile import Origin
 
 StructType = TypeVar("StructType", bound=msgspec.Struct)
 

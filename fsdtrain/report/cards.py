@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fsdtrain.backend import Origin
 from fsdtrain.engine.run_record import Figure
+from fsdtrain.step_profile import Origin
 
 Standing = Literal["ahead", "behind", "alone"]
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fsdtrain.backend import Origin
 from fsdtrain.engine.run_record import (
     Manifest,
     Results,
@@ -39,6 +38,7 @@ from fsdtrain.report.curves import (
     read_curves,
 )
 from fsdtrain.report.numerics_section import NumericsSection, read_numerics_section
+from fsdtrain.step_profile import Origin
 
 MAX_PICTURES = 12  # keeps the file within a few megabytes
 PICTURE_QUALITY = 90  # of WebP; the folder keeps the lossless PNG

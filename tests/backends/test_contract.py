@@ -17,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils import _pytree
 
-from fsdtrain.backend import HISTOGRAM_BINS, Backend, StepProfile, installed_backends
+from fsdtrain.backend import HISTOGRAM_BINS, Backend, installed_backends
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.numerics_record import read_histograms, read_numerics
@@ -25,6 +25,7 @@ from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator, build_trainer
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.settings import TrainingSettings
+from fsdtrain.step_profile import PHASES, StepProfile
 
 NUM_STEPS = 10
 
@@ -177,7 +178,8 @@ def test_a_step_can_be_profiled(
     for parameter in (*step.parameters(), *step.buffers()):
         parameter.data = backend.to_device(parameter.data)
     backend.compile_step(step)
-    profile = backend.profile_step(step, on_device)
+    optimizer = torch.optim.AdamW(step.parameters())
+    profile = backend.profile_step(step, on_device, optimizer)
     assert isinstance(profile, StepProfile)
     assert profile.backend == backend.name
     assert profile.device == backend.device_name()
@@ -190,9 +192,15 @@ def test_a_step_can_be_profiled(
         assert op.time_s >= 0
         assert op.flops is None or op.flops > 0
         assert op.num_bytes is None or op.num_bytes > 0
+        assert op.phase in (None, *PHASES)
+        assert op.utilisation is None or 0 <= op.utilisation <= 1
+        assert op.roofline_s is None or 0 <= op.roofline_s <= op.time_s
     assert sum(op.time_s for op in profile.ops) > 0
     times = [op.time_s for op in profile.ops]
     assert times == sorted(times, reverse=True)
+    assert {op.phase for op in profile.ops} - {None} in (set(), set(PHASES))
+    for event in profile.timeline:
+        assert event.start_s <= event.end_s
 
 
 def test_says_what_it_is(backend: Backend) -> None:

@@ -53,11 +53,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from fsdtrain.backend import (
-    Availability, Backend, StepProfile, Tolerance, TrainerParts, profile_with_torch,
-)
+from fsdtrain.backend import Availability, Backend, Tolerance, TrainerParts
 from fsdtrain.ops.project_sample import project
 from fsdtrain.ops.table import OpTable
+from fsdtrain.torch_profile import profile_with_torch
 
 
 class AcmeBackend(Backend):
@@ -105,13 +104,9 @@ class AcmeBackend(Backend):
         number = counts.sum(1).clamp(min=1)
         return (total / number[:, None, None]).to(feats_BTNChw.dtype)
 
-    def profile_step(self, step, batch):
-        step_time_s, ops = profile_with_torch(
-            lambda: step(batch).loss.backward(), dtype="float32", on_cuda=False
-        )
-        return StepProfile(
-            backend=self.name, device=self.device_name(), origin="MEASURED",
-            step_time_s=step_time_s, ops=ops,
+    def profile_step(self, step, batch, optimizer):
+        return profile_with_torch(
+            step, batch, optimizer, backend=self.name, device=self.device_name(), dtype="float32"
         )
 
 

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fsdtrain.backend import (
     Availability,
     Backend,
-    StepProfile,
     TensorNumerics,
     Tolerance,
     TrainerParts,
@@ -24,6 +23,7 @@ from fsdtrain.engine.numerics_log import NumericsLog, summarise_roles
 from fsdtrain.engine.numerics_record import read_histograms, read_numerics
 from fsdtrain.engine.trainer import build_trainer
 from fsdtrain.settings import TrainingSettings
+from fsdtrain.step_profile import StepProfile
 
 Make = Callable[..., TensorNumerics]
 Train = Callable[..., Any]
@@ -52,7 +52,7 @@ class ReadingBackend(Backend):
     def trainer_parts(self) -> TrainerParts:
         return TrainerParts(accelerator="cpu", is_deterministic=True)
 
-    def profile_step(self, step: Any, batch: Any) -> StepProfile:
+    def profile_step(self, step: Any, batch: Any, optimizer: Any) -> StepProfile:
         raise NotImplementedError
 
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
