@@ -83,6 +83,18 @@ def divided_reductions(kernel: Kernel, mapping: Mapping) -> frozenset[int]:
     return kernel.reductions & {part.loop for part in (*mapping.rows, *mapping.columns)}
 
 
+def settled(kernel: Kernel, mapping: Mapping) -> tuple[Access, ...]:
+    """The writes that a step has stores for.
+
+    Where a reduction is divided, first all writes of the kernel itself, for these have to be put
+    together, hidden or not, before an epilogue can go on; then what the epilogue stores.
+    """
+    if not divided_reductions(kernel, mapping):
+        return kernel.stored
+    own = {each.value for each in kernel.writes}
+    return (*kernel.writes, *(each for each in kernel.stored if each.value not in own))
+
+
 def finishes(
     kernel: Kernel, access: Access, value: Value, mapping: Mapping, grid: Grid
 ) -> Iterator[Finish]:

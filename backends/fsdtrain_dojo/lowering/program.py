@@ -55,8 +55,8 @@ class Step:
         mapping: over nodes and time.
         loads: one for each read, in its order, then one for each read of the epilogue that is not
             the kernel's own result.
-        stores: one for each write, in its order, then those of the epilogue; values that stay in
-            registers (`Kernel.hidden`) have none.
+        stores: one for each of `finish.settled`: the writes that are not hidden, then those of the
+            epilogue; where a reduction is divided, for every write, hidden or not.
         working_bytes: of buffers and accumulators at the fullest node, beside what layouts hold.
         buffers: 2 where the loads of a step of time go on while the one before is computed.
         why: the mappings that were weighed, best first, in words with their seconds.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
-from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division
+from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division, settled
 from fsdtrain_dojo.lowering.kernel import (
     Access,
     Kernel,
@@ -132,18 +132,24 @@ class _Walk:
             tuple(self.places[access.value].key for access in kernel.loaded),
             budget,
             kernel.phase is Phase.OPTIMIZER,
+            tuple(self._old_key(access.value) for access in kernel.stored),
         )
         if key not in self._chosen:
             self._chosen[key] = self._search(kernel, budget)
         choice = self._chosen[key]
         step = self._step(kernel, choice)
-        for access, finish in zip(kernel.stored, choice.finish, strict=True):
-            self._put(values[access.value], finish.division, finish.boxes)
+        for access, finish in zip(settled(kernel, choice.mapping), choice.finish, strict=True):
+            if access.value not in kernel.hidden:
+                self._put(values[access.value], finish.division, finish.boxes)
         for name in {access.value for access in (*kernel.loaded, *kernel.stored)}:
             if self.last_use.get(name) == number and self.costs.fabric.keeps_values:
                 place = self.places[name]
                 self.resident_bytes -= place.layout.peak_elements * values[name].element_bytes
         return step
+
+    def _old_key(self, name: str) -> object:
+        old = self.places.get(self.graph.renews.get(name, ""))
+        return None if old is None else old.key
 
     def _step(self, kernel: Kernel, choice: _Choice) -> Step:
         loads = tuple(
@@ -169,7 +175,7 @@ class _Walk:
         self, kernel: Kernel, mapping: Mapping, finish: Sequence[Finish]
     ) -> Iterator[Transfer]:
         keeps = self.costs.fabric.keeps_values
-        for access, each in zip(kernel.stored, finish, strict=True):
+        for access, each in zip(settled(kernel, mapping), finish, strict=True):
             shape = self.graph.values[access.value].shape
             yield Transfer(
                 value=access.value,
@@ -273,15 +279,34 @@ class _Walk:
 
     def _finishes(self, kernel: Kernel, mapping: Mapping) -> list[tuple[Finish, ...]]:
         """Ways in which all writes of a kernel can end up; each write in the same way."""
+        own = {each.value for each in kernel.writes}
+        accesses = settled(kernel, mapping)
         options = [
             list(finishes(kernel, access, self.graph.values[access.value], mapping, self.grid))
-            for access in kernel.stored
+            for access in accesses
         ]
         patterns = set.intersection(*({each.pattern for each in option} for option in options))
-        return [
-            tuple(next(each for each in option if each.pattern is pattern) for option in options)
-            for pattern in sorted(patterns, key=lambda each: each.value)
-        ]
+        found = []
+        for pattern in sorted(patterns, key=lambda each: each.value):
+            chosen = [
+                next(each for each in option if each.pattern is pattern) for option in options
+            ]
+            for number, access in enumerate(accesses):
+                if access.value not in own:  # computed from what has been put together
+                    chosen[number] = replace(chosen[number], pattern=Pattern.LOCAL)
+                chosen[number] = self._at_old_place(access.value, chosen[number])
+            found.append(tuple(chosen))
+        return found
+
+    def _at_old_place(self, name: str, finish: Finish) -> Finish:
+        """A new weight or state goes where the old one lies; see `KernelGraph.renews`."""
+        old = self.places.get(self.graph.renews.get(name, ""))
+        if old is None or old.layout.boxes is None:
+            return finish
+        if finish.division is not None and _key(finish.division) == _key_of(old.division):
+            return finish
+        pattern = Pattern.SCATTER if finish.pattern is Pattern.LOCAL else finish.pattern
+        return Finish(pattern=pattern, boxes=old.layout.boxes, division=old.division)
 
     def _evaluate(
         self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], budget: int
@@ -407,6 +432,10 @@ def _signature(kernel: Kernel, values: Any) -> object:
 
 def _key(division: Mapping) -> object:
     return (division.rows, division.columns, division.is_everywhere)
+
+
+def _key_of(division: Mapping | None) -> object:
+    return None if division is None else _key(division)
 
 
 def _boxes_key(boxes: Boxes) -> object:
