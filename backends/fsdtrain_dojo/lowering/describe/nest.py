@@ -28,8 +28,9 @@ from fsdtrain_dojo.lowering.kernel import (
 from fsdtrain_dojo.lowering.op_call import OpCall
 
 # What one dimension runs over: a loop; an outer and an inner loop, which lie there one after the
-# other (the inner one may not be divided); or nothing, where all of it is touched at every point.
-Over = int | tuple[int, int] | None
+# other (the inner one may not be divided); nothing, where all of it is touched at every point; or a
+# span, in kernels that are not plain.
+Over = int | tuple[int, int] | None | Span
 Formula = Callable[[Sequence[Tensor], Block], Tensor | Sequence[Tensor]]
 
 
@@ -117,6 +118,8 @@ def index_access(indexed: Indexed, loops: Sequence[Loop]) -> Access:
             spans.append(whole(size))
         elif isinstance(over, int):
             spans.append(along(over))
+        elif isinstance(over, Span):
+            spans.append(over)
         else:
             outer, inner = over
             spans.append(Span(((outer, loops[inner].size), (inner, 1))))
@@ -148,21 +151,27 @@ def _lengths(ranges: Sequence[Range]) -> list[int]:
     return [end - first for first, end in ranges]
 
 
+def _loops_of(over: Sequence[Over]) -> list[int]:
+    loops: list[int] = []
+    for each in over:
+        assert not isinstance(each, Span), "kernels over plain indices only"
+        loops += (each,) if isinstance(each, int) else each or ()
+    return loops
+
+
 def _align(tensor: Tensor, over: Sequence[Over], ranges: Sequence[Range]) -> Tensor:
-    """A tensor with a dimension for each loop; dimensions that run over nothing have length 1."""
+    """A tensor with a dimension for each loop; of length 1 where it does not run over the loop."""
     lengths = _lengths(ranges)
     shape = [1] * len(lengths)
-    for each in over:
-        for loop in (each,) if isinstance(each, int) else each or ():
-            shape[loop] = lengths[loop]
+    for loop in _loops_of(over):
+        shape[loop] = lengths[loop]
     return tensor.reshape(shape)
 
 
 def _expanded(result: Tensor, over: Sequence[Over], ranges: Sequence[Range]) -> list[int]:
-    """The shape of a result where it does not depend on a loop that it is written over."""
+    """The shape of a result that may be the same along loops that it is written over."""
     lengths = _lengths(ranges)
     shape = list(result.shape)
-    for each in over:
-        for loop in (each,) if isinstance(each, int) else each or ():
-            shape[loop] = lengths[loop]
+    for loop in _loops_of(over):
+        shape[loop] = lengths[loop]
     return shape
