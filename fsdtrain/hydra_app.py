@@ -4,6 +4,7 @@ It does not know the recipes: a recipe is a module with `run(config: DictConfig)
 """
 
 import os
+import re
 import shlex
 import sys
 from importlib import import_module
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fsdtrain.backend import installed_backends
 from fsdtrain.errors import UserError
 from fsdtrain.paths import config_dir
+
+NESTED_CHOICE = re.compile(r"(?P<group>\w+(?:\.\w+)+)=(?P<option>\w+)")
 
 
 class BackendConfigs(SearchPathPlugin):
@@ -38,6 +41,7 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
         UserError: what the recipe raised, or arguments that Hydra refuses.
         OSError: a file or folder that cannot be read or written.
     """
+    overrides = _choose_options(arguments)
     has_begun = False
     mistakes: list[UserError | OSError] = []
 
@@ -57,7 +61,7 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
             raise SystemExit from error
 
     _prepare_hydra()
-    sys.argv = [f"fsdtrain-{name}", *arguments]
+    sys.argv = [f"fsdtrain-{name}", *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     except SystemExit:
@@ -83,11 +87,25 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     _prepare_hydra()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         try:
-            return compose(config_name=name, overrides=overrides)
+            return compose(config_name=name, overrides=_choose_options(overrides))
         except (HydraException, OmegaConfBaseException):
             raise
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def _choose_options(overrides: list[str]) -> list[str]:
+    """backend.machine=a100 -> backend/machine=a100, if that is an option of a group of ours.
+
+    As a value it would stand for the whole group, and none of its knobs could be overridden.
+    """
+    return [
+        f"{match['group'].replace('.', '/')}={match['option']}"
+        if (match := NESTED_CHOICE.fullmatch(override))
+        and (config_dir() / match["group"].replace(".", "/") / f"{match['option']}.yaml").is_file()
+        else override
+        for override in overrides
+    ]
 
 
 def complete_shell(arguments: list[str], *, hydra_commands: dict[str, bool]) -> int:

@@ -17,7 +17,7 @@ from fsdtrain.paths import config_dir
 from fsdtrain.settings import Settings, _find_class, read_profile_settings, read_settings
 
 COMMANDS = ("fit", "validate", "profile")
-GROUPS = ("backend", "backend/recipe", "data", "experiment", "model", "training")
+GROUPS = ("backend", "backend/machine", "backend/recipe", "data", "experiment", "model", "training")
 FILES = sorted(config_dir().rglob("*.yaml"))
 OPTIONS = [
     (group, path.stem)
@@ -50,7 +50,7 @@ LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.network")
 
 def compose(command: str, *overrides: str) -> DictConfig:
     """Composed, with a word in the place of what the user has to give."""
-    needs_dojo = any(override.startswith("backend/recipe=") for override in overrides)
+    needs_dojo = any(override.startswith("backend/") for override in overrides)
     backend = ["backend=dojo"] if needs_dojo else []
     config = compose_config(command, ["run_dir=.", *backend, *overrides])
     if config.data.source == "shards":

@@ -31,6 +31,8 @@ class DojoBackend(Backend):
     """Options: see configs/backend/dojo.yaml.
 
     Args:
+        machine: the machine that `profile` models: the name of a preset, or a mapping with `name`
+            and values for its constants, see `machine.catalog.read_machine`.
         recipe: {role: {format, rounding, bias}, amax_history, margin_bits}, see `recipe.Role`;
             None: what configs/backend/recipe/bf16.yaml says.
         precision: fp32, of what runs outside of the captured step; the formats are the recipe's.
@@ -53,6 +55,7 @@ class DojoBackend(Backend):
     def __init__(
         self,
         *,
+        machine: str | Mapping[str, Any] = "d1_tile",
         recipe: Mapping[str, Any] | None = None,
         precision: str = "fp32",
         denormals: str = "gradual",
@@ -75,10 +78,12 @@ class DojoBackend(Backend):
         # They bring numba and torch's compiler, and importing a backend is cheap.
         from fsdtrain_dojo.accumulation import matrix_implementations
         from fsdtrain_dojo.capture.compiler import StepCompiler
+        from fsdtrain_dojo.machine.catalog import read_machine
         from fsdtrain_dojo.optimizer import OptimizerCompiler
         from fsdtrain_dojo.recipe import bf16_options, read_recipe
         from fsdtrain_dojo.sites import SiteTable
 
+        self.machine = read_machine(machine)
         self.recipe = read_recipe(
             bf16_options() if recipe is None else recipe,
             denormals=denormals,
