@@ -1,0 +1,103 @@
+"""Boxes taken apart into ranges along the rows and along the columns of the grid.
+
+A dimension of a value runs along the axis that its ranges depend on. One that depends on both is
+taken as the range around all columns of a row, which is never too little to be needed.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsdtrain_dojo.lowering.mapping import Axis, Boxes
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranges:
+    """One dimension of boxes: where it runs along, and its ranges, (2, L); (2, 1) along none."""
+
+    axis: Axis | None
+    ranges: Ints
+
+    @property
+    def extent(self) -> Ints:
+        extent: Ints = np.maximum(self.ranges[1] - self.ranges[0], 0)
+        return extent
+
+    @cached_property
+    def key(self) -> bytes:
+        return self.ranges.tobytes()
+
+    def widened(self, length: int) -> bytes:
+        """As a dimension that runs along an axis of this length."""
+        return np.repeat(self.ranges, length // self.ranges.shape[1], axis=1).tobytes()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitBoxes:
+    """See the top of this file.
+
+    Args:
+        dims: of the value, in order.
+        rows: whether any node of a row has anything, bool (R).
+        columns: the same of columns.
+        is_exact: whether every dimension runs along one axis at most.
+    """
+
+    dims: tuple[Ranges, ...]
+    rows: NDArray[np.bool_]
+    columns: NDArray[np.bool_]
+    is_exact: bool
+
+    def along(self, axis: Axis | None) -> list[Ranges]:
+        return [each for each in self.dims if each.axis is axis]
+
+    def extent(self, axis: Axis | None) -> Floats:
+        """Product of what dimensions along an axis (along none) extend over, by place."""
+        if axis is None:
+            start = np.ones(1)
+        else:
+            start = (self.rows if axis is Axis.ROW else self.columns).astype(np.float64)
+        return reduce(lambda product, each: product * each.extent, self.along(axis), start)
+
+    def busy(self, axis: Axis) -> NDArray[np.bool_]:
+        return self.rows if axis is Axis.ROW else self.columns
+
+
+def split_boxes(boxes: Boxes) -> SplitBoxes:
+    """Boxes by axis; found once for every `Boxes`."""
+    known = boxes.__dict__.get("_split")
+    if known is None:
+        known = _split(boxes)
+        boxes.__dict__["_split"] = known  # frozen, yet a property of nothing but its contents
+    found: SplitBoxes = known
+    return found
+
+
+def _split(boxes: Boxes) -> SplitBoxes:
+    dims = []
+    is_exact = True
+    for first, end in zip(boxes.first, boxes.end, strict=True):
+        shape = np.broadcast_shapes(first.shape, end.shape)
+        first, end = np.broadcast_to(first, shape), np.broadcast_to(end, shape)
+        if shape[0] > 1 and shape[1] > 1:
+            is_exact = False
+            counts = boxes.busy & (end > first)
+            low = np.where(counts, first, np.iinfo(np.int64).max).min(1)
+            high = np.where(counts, end, 0).max(1)
+            ranges = np.stack([np.minimum(low, high), high])
+            dims.append(Ranges(axis=Axis.ROW, ranges=ranges))
+        else:
+            axis = Axis.ROW if shape[0] > 1 else Axis.COLUMN if shape[1] > 1 else None
+            ranges = np.stack([first.ravel(), end.ravel()]).astype(np.int64)
+            dims.append(Ranges(axis=axis, ranges=ranges))
+    return SplitBoxes(
+        dims=tuple(dims),
+        rows=np.asarray(boxes.busy.any(1)),
+        columns=np.asarray(boxes.busy.any(0)),
+        is_exact=is_exact,
+    )

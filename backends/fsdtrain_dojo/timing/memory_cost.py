@@ -1,0 +1,258 @@
+"""Loads from and stores to the memory outside a mesh.
+
+The memory is read once, whoever needs it, and routers copy. Where a value lies among the interfaces
+is free, so the better of two ways is taken: each part at the interface in front of the row (column)
+that needs it, or all parts spread over all interfaces, which columns (rows) then even out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsdtrain_dojo.lowering.mapping import Axis, Boxes
+from fsdtrain_dojo.machine.schema import Side
+from fsdtrain_dojo.timing.axis_traffic import follow_axis
+from fsdtrain_dojo.timing.box_axes import Ranges, SplitBoxes, split_boxes
+from fsdtrain_dojo.timing.cost import Resource, TransferCost
+from fsdtrain_dojo.timing.fabric import Fabric
+from fsdtrain_dojo.timing.link_time import busiest_link_s, first_packet_s, over_hops, packet_waste
+from fsdtrain_dojo.timing.outer_memory import OuterMemory
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AxisNeed:
+    """What places along an axis need, in elements: of an L-place axis.
+
+    Args:
+        each: by every place, (L).
+        entering: by every place, where what several need alike enters evenly over them, (L).
+        passed_on: forward and backward over every hop, from where it enters to all that need it.
+        beyond: by any place behind every hop, (L - 1).
+        before: by any place before it, (L - 1).
+        total: by any place.
+    """
+
+    each: Floats
+    entering: Floats
+    passed_on: tuple[Floats, Floats]
+    beyond: Floats
+    before: Floats
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryTraffic:
+    """Elements over hops and interfaces; see `MeshTraffic`."""
+
+    east: Floats
+    west: Floats
+    south: Floats
+    north: Floats
+    by_interface: Floats
+
+
+def cost_memory_load(
+    fabric: Fabric, needed: Boxes, element_bytes: float, *, share: float = 1.0
+) -> TransferCost:
+    """From the memory outside to all nodes that need boxes; arguments as in `cost_transfer`."""
+    return _cost(fabric, needed, element_bytes * share, is_multicast=share == 1.0, is_load=True)
+
+
+def cost_memory_store(fabric: Fabric, boxes: Boxes, element_bytes: float) -> TransferCost:
+    """From nodes to the memory outside; of nodes that hold the same, each stores a part."""
+    return _cost(fabric, boxes, element_bytes, is_multicast=True, is_load=False)
+
+
+def route_memory(
+    fabric: Fabric, boxes: Boxes, *, is_multicast: bool = True, is_load: bool = True
+) -> tuple[MemoryTraffic, ...]:
+    """The ways that the parts can take, of which the quicker one counts."""
+    memory = fabric.memory
+    assert memory is not None, "transfers with a memory that the machine lacks"
+    split = split_boxes(boxes)
+    needs = tuple(_need(split, axis, is_multicast) for axis in (Axis.ROW, Axis.COLUMN))
+    fixed = float(split.extent(None)[0])
+    return tuple(
+        _traffic(fabric, memory, needs, fixed, is_at_home=is_at_home, is_load=is_load)
+        for is_at_home in (True, False)
+    )
+
+
+def _cost(
+    fabric: Fabric, boxes: Boxes, element_bytes: float, *, is_multicast: bool, is_load: bool
+) -> TransferCost:
+    memory = fabric.memory
+    assert memory is not None, "transfers with a memory that the machine lacks"
+    moved = boxes.num_elements
+    if not moved.any():
+        return TransferCost(seconds=0.0, latency_s=0.0)
+    scale = element_bytes * packet_waste(fabric, float(moved.max()) * element_bytes)
+    accesses = element_bytes * access_waste(boxes, element_bytes, memory.access_bytes)
+    best: tuple[float, float, MemoryTraffic] | None = None
+    for traffic in route_memory(fabric, boxes, is_multicast=is_multicast, is_load=is_load):
+        ways = (traffic.east, traffic.west, traffic.south, traffic.north)
+        link_s = scale * busiest_link_s(fabric, *ways)
+        rate = memory.bytes_per_s / memory.num_interfaces
+        memory_s = float(traffic.by_interface.max()) * accesses / rate
+        if best is None or max(link_s, memory_s) < max(best[:2]):
+            best = (link_s, memory_s, traffic)
+    assert best is not None
+    link_s, memory_s, traffic = best
+    arriving = float(moved.sum()) if is_load else float(traffic.by_interface.sum())
+    port = fabric.receive_bytes_per_s if is_load else fabric.send_bytes_per_s
+    link_s = max(link_s, float(moved.max()) * scale / port if is_load else 0.0)
+    latency_s = memory.latency_s + _way_s(fabric, memory, boxes)
+    num_bytes, joules = over_hops(
+        fabric, *(each * scale for each in (traffic.east, traffic.west, traffic.south,
+                                            traffic.north))
+    )  # fmt: skip
+    outside = float(traffic.by_interface.sum()) * accesses
+    num_bytes["HBM"] = outside
+    num_bytes["interface link"] = float(traffic.by_interface.sum()) * scale
+    joules += outside * memory.joules_per_byte
+    joules += num_bytes["interface link"] * memory.link_joules_per_byte
+    joules += arriving * scale * fabric.sram_joules_per_byte
+    return TransferCost(
+        seconds=latency_s + max(max(link_s, memory_s) - first_packet_s(fabric), 0.0),
+        latency_s=latency_s,
+        busy_s={Resource.LINK: link_s, Resource.HBM: memory_s},
+        num_bytes=num_bytes,
+        joules=joules,
+        moved_bytes=arriving * element_bytes,
+    )
+
+
+def access_waste(boxes: Boxes, element_bytes: float, access_bytes: int) -> float:
+    """By how much accesses of this size are larger than the runs of a node's box in a memory."""
+    run = 1
+    for first, end, size in reversed(list(zip(boxes.first, boxes.end, boxes.shape, strict=True))):
+        extent = int((end - first).max())
+        run *= max(extent, 1)
+        if extent < size:
+            break
+    run_bytes = run * element_bytes
+    return float(-(-run_bytes // access_bytes) * access_bytes / run_bytes)
+
+
+def _way_s(fabric: Fabric, memory: OuterMemory, boxes: Boxes) -> float:
+    """Latency from the nearest interface to the farthest node that takes part."""
+    rows, columns = np.flatnonzero(boxes.busy.any(1)), np.flatnonzero(boxes.busy.any(0))
+    ways = []
+    for side in memory.shares:
+        if side in (Side.WEST, Side.EAST):
+            start = 0 if side is Side.WEST else -1
+            ways.append(float(fabric.row_way_s[start, columns].max()))
+        else:
+            start = 0 if side is Side.NORTH else -1
+            ways.append(float(fabric.column_way_s[start, rows].max()))
+    return min(ways)
+
+
+def _need(split: SplitBoxes, axis: Axis, is_multicast: bool) -> AxisNeed:
+    busy = split.busy(axis)
+    length = len(busy)
+    dims = split.along(axis)
+    # One place that keeps all and serves all: what it sends over hops is what lies behind them.
+    first = np.zeros(length, bool)
+    first[0] = True
+    last = first[::-1]
+    ways = [
+        follow_axis(
+            (), tuple(dim.key for dim in dims), 0, start.tobytes(), busy.tobytes(), is_multicast
+        )
+        for start in (first, last)
+    ]
+    each = split.extent(axis)
+    entering, forward, backward = _spread(dims, busy, each, is_multicast)
+    return AxisNeed(
+        each=each,
+        entering=entering,
+        passed_on=(forward, backward),
+        beyond=ways[0].forward[0],
+        before=ways[1].backward[-1],
+        total=float(ways[0].all[0]),
+    )
+
+
+def _spread(
+    dims: list[Ranges], busy: NDArray[np.bool_], each: Floats, is_multicast: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Where what several places need alike enters, and what of it passes every hop each way."""
+    length = len(busy)
+    forward, backward = np.zeros(length), np.zeros(length)
+    if not is_multicast:
+        return each, forward[:-1], backward[:-1]
+    group = np.zeros(length, np.int64)
+    if dims:
+        ranges = np.concatenate([dim.ranges for dim in dims])
+        _, group = np.unique(ranges, axis=1, return_inverse=True)
+        group = group.ravel()
+    group = np.where(busy & (each > 0), group, -1)
+    size = np.bincount(group + 1, minlength=length + 1)[group + 1]
+    entering = np.where(group >= 0, each / size, 0.0)
+    last = {int(of): place for place, of in enumerate(group)}
+    first = {int(of): length - 1 - place for place, of in enumerate(group[::-1])}
+    for place in np.flatnonzero(group >= 0):
+        of = int(group[place])
+        forward[place] += entering[place]
+        forward[last[of]] -= entering[place]
+        backward[first[of]] += entering[place]
+        backward[place] -= entering[place]
+    return entering, np.cumsum(forward)[:-1], np.cumsum(backward)[:-1]
+
+
+def _traffic(
+    fabric: Fabric,
+    memory: OuterMemory,
+    needs: tuple[AxisNeed, ...],
+    fixed: float,
+    *,
+    is_at_home: bool,
+    is_load: bool,
+) -> MemoryTraffic:
+    rows, columns = fabric.grid
+    ways = {
+        Side.EAST: np.zeros((rows, columns - 1)), Side.WEST: np.zeros((rows, columns - 1)),
+        Side.SOUTH: np.zeros((rows - 1, columns)), Side.NORTH: np.zeros((rows - 1, columns)),
+    }  # fmt: skip
+    by_interface = np.zeros(memory.num_interfaces)
+    for side, share in memory.shares.items():
+        in_rows = side in (Side.WEST, Side.EAST)
+        across, along = needs if in_rows else needs[::-1]
+        # `along` is the axis that packets enter along, `across` the one that they spread over.
+        count = len(across.each)
+        if is_at_home:
+            entering, spread = across.entering, across.passed_on
+            if not is_load:
+                spread = (np.zeros(count - 1), np.zeros(count - 1))
+        else:
+            entering = np.full(count, across.total / count)
+            done = np.arange(1, count) / count
+            spread = (done * across.beyond, (1 - done) * across.before)
+        amount = share * fixed
+        inward = along.beyond if side in (Side.WEST, Side.NORTH) else along.before
+        entry = np.outer(entering, inward) * amount
+        forward, backward = (np.outer(way, along.each) * amount for way in spread)
+        if not is_load:
+            forward, backward = backward, forward
+        into, out = (Side.EAST, Side.WEST) if in_rows else (Side.SOUTH, Side.NORTH)
+        if side in (Side.EAST, Side.SOUTH):
+            into, out = out, into
+        if in_rows:
+            ways[into if is_load else out] += entry
+            ways[Side.SOUTH] += forward
+            ways[Side.NORTH] += backward
+        else:
+            ways[into if is_load else out] += entry.T
+            ways[Side.EAST] += forward.T
+            ways[Side.WEST] += backward.T
+        np.add.at(by_interface, memory.fed[side], entering * along.total * amount)
+    if not is_at_home:
+        by_interface[:] = by_interface.sum() / len(by_interface)
+    return MemoryTraffic(
+        east=ways[Side.EAST], west=ways[Side.WEST], south=ways[Side.SOUTH],
+        north=ways[Side.NORTH], by_interface=by_interface,
+    )  # fmt: skip

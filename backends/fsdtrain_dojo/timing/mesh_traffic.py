@@ -1,0 +1,204 @@
+"""What crosses every hop of the grid when boxes go from who keeps them to who needs them.
+
+Packets go along the row of the node that keeps them, then along the column of the node that needs
+them; routers copy what several need. Of copies, the nearest one along each axis serves, and what a
+node keeps itself does not move. With boxes whose dimensions run along one axis each, and that are
+equal or do not overlap along it, loads are exact; otherwise they are never too small.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsdtrain_dojo.lowering.mapping import Axis
+from fsdtrain_dojo.timing.axis_traffic import AxisTraffic, follow_axis
+from fsdtrain_dojo.timing.box_axes import Ranges, SplitBoxes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeshTraffic:
+    """Elements.
+
+    Args:
+        east: over the hop from (r, c) to (r, c + 1): (R, C - 1); west: back.
+        south: over the hop from (r, c) to (r + 1, c): (R - 1, C); north: back.
+        sent: read for others by every node, (R, C).
+        received: written from others by every node, (R, C).
+        piece: the most that one node sends another.
+        along_rows: which column serves which, for latencies.
+        along_columns: which row serves which.
+    """
+
+    east: Floats
+    west: Floats
+    south: Floats
+    north: Floats
+    sent: Floats
+    received: Floats
+    piece: float
+    along_rows: AxisTraffic
+    along_columns: AxisTraffic
+
+
+def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = True) -> MeshTraffic:
+    """Traffic from nodes that keep boxes to nodes that need others; see the top of this file."""
+    pairs = list(zip(kept.dims, needed.dims, strict=True))
+    turned_rc = [(k, n) for k, n in pairs if k.axis is Axis.ROW and n.axis is Axis.COLUMN]
+    turned_cr = [(k, n) for k, n in pairs if k.axis is Axis.COLUMN and n.axis is Axis.ROW]
+    down = _follow(kept, needed, Axis.ROW, is_multicast, leave_out=())
+    across = _follow(kept, needed, Axis.COLUMN, is_multicast, leave_out=())
+    down_straight, across_straight = down, across
+    if turned_cr:
+        down_straight = _follow(kept, needed, Axis.ROW, is_multicast, leave_out=turned_cr)
+    if turned_rc:
+        across_straight = _follow(kept, needed, Axis.COLUMN, is_multicast, leave_out=turned_rc)
+    fixed = float(
+        np.prod([n.extent[0] for k, n in pairs if k.axis is None and n.axis is None], initial=1.0)
+    )
+    south, north = _column_phase(down, kept, needed, turned_rc)
+    east, west, sent = _row_phase(down_straight, across_straight, turned_rc, turned_cr)
+    received = _received(kept, needed)
+    turns = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
+    return MeshTraffic(
+        east=east * fixed,
+        west=west * fixed,
+        south=south,
+        north=north,
+        sent=sent * fixed,
+        received=received,
+        piece=down.piece * across_straight.piece * fixed * float(np.prod(turns)),
+        along_rows=across,
+        along_columns=down,
+    )
+
+
+def _follow(
+    kept: SplitBoxes,
+    needed: SplitBoxes,
+    axis: Axis,
+    is_multicast: bool,
+    leave_out: Sequence[tuple[Ranges, Ranges]],
+) -> AxisTraffic:
+    """Traffic along an axis, but for needed dimensions that are left out."""
+    length = len(kept.busy(axis))
+    skip = {id(need) for _, need in leave_out}
+    both, only_kept, only_needed = [], [], []
+    for have, need in zip(kept.dims, needed.dims, strict=True):
+        if have.axis is axis and need.axis in (axis, None):
+            both.append((have, need))
+        elif have.axis is axis:
+            only_kept.append(have)
+        elif need.axis is axis and id(need) not in skip:
+            only_needed.append(need)
+    return follow_axis(
+        (*(have.key for have, _ in both), *(have.key for have in only_kept)),
+        (*(need.widened(length) for _, need in both), *(need.key for need in only_needed)),
+        len(both),
+        kept.busy(axis).tobytes(),
+        needed.busy(axis).tobytes(),
+        is_multicast,
+    )
+
+
+def _overlap(have: Ranges, low: Floats, high: Floats) -> Floats:
+    """[h, j]: elements of what h keeps within low[j] to high[j]."""
+    begin = np.maximum(have.ranges[0][:, None], low[None, :])
+    end = np.minimum(have.ranges[1][:, None], high[None, :])
+    overlap: Floats = np.maximum(end - begin, 0).astype(np.float64)
+    return overlap
+
+
+def _column_phase(
+    down: AxisTraffic,
+    kept: SplitBoxes,
+    needed: SplitBoxes,
+    turned_rc: Sequence[tuple[Ranges, Ranges]],
+) -> tuple[Floats, Floats]:
+    """South and north: all that nodes of a column need and other rows keep comes along it."""
+    turned = {id(need) for _, need in turned_rc}
+    into = needed.columns.astype(np.float64)
+    for have, need in zip(kept.dims, needed.dims, strict=True):
+        if id(need) not in turned and (
+            need.axis is Axis.COLUMN or (need.axis is None and have.axis is not Axis.ROW)
+        ):
+            into = into * need.extent
+    if not turned_rc:
+        south, north = (way.sum(0)[:, None] * into for way in (down.forward, down.backward))
+        return south, north
+    meets = np.ones((len(kept.rows), len(needed.columns)))
+    for have, need in turned_rc:
+        meets *= _overlap(have, need.ranges[0], need.ranges[1])
+    return (down.forward.T @ meets) * into, (down.backward.T @ meets) * into
+
+
+def _row_phase(
+    down: AxisTraffic,
+    across: AxisTraffic,
+    turned_rc: Sequence[tuple[Ranges, Ranges]],
+    turned_cr: Sequence[tuple[Ranges, Ranges]],
+) -> tuple[Floats, Floats, Floats]:
+    """East, west, and what nodes send: all that the rows need that a row serves."""
+    from_row = down.all
+    if turned_cr:
+        meets = np.ones((len(across.all), len(down.all)))  # [c1, r1]
+        for have, need in turned_cr:
+            low, high = _hull_of_served(need, down)
+            meets *= _overlap(have, low, high)
+        east = from_row[:, None] * (meets.T @ across.forward)
+        west = from_row[:, None] * (meets.T @ across.backward)
+    else:
+        meets = np.ones((1, 1))
+        east = from_row[:, None] * across.forward.sum(0)
+        west = from_row[:, None] * across.backward.sum(0)
+    whole = meets.T
+    for have, need in turned_rc:
+        busy = need.ranges[1] > need.ranges[0]
+        low = np.where(busy, need.ranges[0], np.iinfo(np.int64).max)
+        high = np.where(busy, need.ranges[1], 0)
+        low_beyond = np.minimum.accumulate(low[::-1])[::-1]
+        high_beyond = np.maximum.accumulate(high[::-1])[::-1]
+        east = east * _overlap(have, low_beyond[1:], high_beyond[1:])
+        before = np.minimum.accumulate(low), np.maximum.accumulate(high)
+        west = west * _overlap(have, before[0][:-1], before[1][:-1])
+        whole = whole * _overlap(have, low_beyond[:1], high_beyond[:1])
+    everything = from_row[:, None] * across.all * whole
+    to_others = (down.others[:, None] * across.all + down.own[:, None] * across.others) * whole
+    return east, west, np.minimum(everything, to_others)
+
+
+def _hull_of_served(need: Ranges, down: AxisTraffic) -> tuple[Floats, Floats]:
+    """[r1]: around what the rows that r1 serves need."""
+    counts = down.is_served & (need.ranges[1] > need.ranges[0])
+    far = np.iinfo(np.int64).max
+    low = np.where(counts, need.ranges[0], far).min(1)
+    high = np.where(counts, need.ranges[1], 0).max(1)
+    return np.minimum(low, high), high
+
+
+def _received(kept: SplitBoxes, needed: SplitBoxes) -> Floats:
+    """What every node needs and has not got, (R, C)."""
+    rows, columns = needed.rows.astype(np.float64)[:, None], needed.columns.astype(np.float64)
+    has = (kept.rows[:, None] * rows, kept.columns * columns)
+    need_by, own_by = [rows, columns], list(has)
+    own_turned = np.ones((1, 1))
+    for have, need in zip(kept.dims, needed.dims, strict=True):
+        extent = need.extent.astype(np.float64)
+        index = 0 if need.axis is Axis.ROW else 1
+        need_by[index] = need_by[index] * (extent[:, None] if index == 0 else extent)
+        if {have.axis, need.axis} == {Axis.ROW, Axis.COLUMN}:
+            low, high = need.ranges
+            overlap = _overlap(have, low, high)
+            own_turned = own_turned * (overlap if have.axis is Axis.ROW else overlap.T)
+            continue
+        both = np.maximum(
+            np.minimum(have.ranges[1], need.ranges[1]) - np.maximum(have.ranges[0], need.ranges[0]),
+            0,
+        )
+        index = 0 if Axis.ROW in (have.axis, need.axis) else 1
+        own_by[index] = own_by[index] * (both[:, None] if index == 0 else both)
+    received: Floats = need_by[0] * need_by[1] - own_by[0] * own_by[1] * own_turned
+    return received

@@ -1,0 +1,174 @@
+"""Partial results that become one: to one node of each group, a piece to each, or all to each.
+
+A group is the nodes that hold parts of the same elements: equal boxes along an axis. Routers do not
+add, nodes do. Groups along rows go first, then those along columns (the bucket algorithm of Sack
+and Gropp, PPoPP 2012, where all or pieces are wanted). Groups that interleave share their hops.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from fsdtrain_dojo.lowering.mapping import Axis, Storage
+from fsdtrain_dojo.lowering.program import Pattern, Transfer
+from fsdtrain_dojo.timing.box_axes import SplitBoxes, split_boxes
+from fsdtrain_dojo.timing.cost import Resource, TransferCost
+from fsdtrain_dojo.timing.fabric import Fabric
+from fsdtrain_dojo.timing.link_time import over_hops
+from fsdtrain_dojo.timing.memory_cost import cost_memory_store
+from fsdtrain_dojo.timing.reduce_line import (
+    LineCost,
+    ReduceLine,
+    multicast_along,
+    reduce_along,
+    ring_along,
+)
+
+Key = TypeVar("Key")
+Phase = tuple[Axis, LineCost, float]  # along which axis, how long, bytes of a block
+
+
+def cost_reduce(fabric: Fabric, transfer: Transfer, element_bytes: float) -> TransferCost:
+    """What combining partial results costs; see `cost_transfer`. A target outside comes on top."""
+    boxes = transfer.boxes
+    split = split_boxes(boxes)
+    block = float(boxes.num_elements.max(initial=0)) * element_bytes
+    lines = {axis: tuple(set(_lines(fabric, split, axis))) for axis in Axis}
+    phases = _choose(lines, block, transfer.pattern) if block else []
+    cost = _sum_phases(fabric, split, phases)
+    if transfer.target is not None and transfer.target.storage is Storage.HBM:
+        return _one_after_another(cost, cost_memory_store(fabric, boxes, element_bytes))
+    return cost
+
+
+def group_places(split: SplitBoxes, axis: Axis) -> list[list[int]]:
+    """Places along an axis that hold the same box, for every box."""
+    busy = np.flatnonzero(split.busy(axis))
+    dims = split.along(axis)
+    groups: dict[bytes, list[int]] = {}
+    ranges = (
+        np.concatenate([dim.ranges for dim in dims]).T
+        if dims
+        else np.zeros((len(split.busy(axis)), 0))
+    )
+    for place in busy:
+        groups.setdefault(np.ascontiguousarray(ranges[place]).tobytes(), []).append(int(place))
+    return list(groups.values())
+
+
+def _lines(fabric: Fabric, split: SplitBoxes, axis: Axis) -> Iterator[ReduceLine]:
+    """One for every group of several places along an axis, as the slowest parallel line has it."""
+    groups = [group for group in group_places(split, axis) if len(group) > 1]
+    if not groups:
+        return
+    hops = fabric.along_columns if axis is Axis.ROW else fabric.along_rows
+    way_s = fabric.column_way_s if axis is Axis.ROW else fabric.row_way_s
+    assert hops is not None
+    byte_s = hops.seconds_per_byte if axis is Axis.ROW else hops.seconds_per_byte.T
+    lines = split.busy(Axis.COLUMN if axis is Axis.ROW else Axis.ROW)
+    slowest = byte_s[:, lines].max(1)
+    sharing = np.zeros(len(slowest) + 1)
+    for group in groups:
+        sharing[group[0]] += 1
+        sharing[group[-1]] -= 1
+    slowest = slowest * np.cumsum(sharing)[:-1]
+    for group in groups:
+        pairs = list(zip(group, group[1:], strict=False))
+        yield ReduceLine(
+            latency_s=tuple(float(way_s[a, b]) for a, b in pairs),
+            byte_s=tuple(float(slowest[a:b].max()) for a, b in pairs),
+            packet_bytes=fabric.packet_bytes,
+            add_s=fabric.add_s_per_byte,
+        )
+
+
+def _choose(
+    lines: dict[Axis, tuple[ReduceLine, ...]], block: float, pattern: Pattern
+) -> list[Phase]:
+    """Phases one after another, of the quicker algorithm."""
+    by_row, by_column = lines[Axis.COLUMN], lines[Axis.ROW]
+    scattered = block / max(map(len, by_row), default=1)
+    rings: list[Phase] = []
+    if pattern is not Pattern.REDUCE:
+        gathers = pattern is Pattern.ALL_REDUCE
+        rings += _phase(Axis.COLUMN, [ring_along(each, block, True) for each in by_row], block)
+        rings += _phase(Axis.ROW, [ring_along(e, scattered, True) for e in by_column], scattered)
+        if gathers:
+            rings += _phase(
+                Axis.ROW, [ring_along(e, scattered, False) for e in by_column], scattered
+            )
+            rings += _phase(Axis.COLUMN, [ring_along(e, block, False) for e in by_row], block)
+    if pattern is Pattern.REDUCE_SCATTER:
+        return rings
+    rooted = [
+        *_phase(Axis.COLUMN, [reduce_along(each, block) for each in by_row], block),
+        *_phase(Axis.ROW, [reduce_along(each, block) for each in by_column], block),
+    ]
+    if pattern is Pattern.REDUCE:
+        return rooted
+    rooted += _phase(Axis.ROW, [multicast_along(each, block) for each in by_column], block)
+    rooted += _phase(Axis.COLUMN, [multicast_along(each, block) for each in by_row], block)
+    return min(rings, rooted, key=lambda phases: sum(cost.seconds for _, cost, _ in phases))
+
+
+def _phase(axis: Axis, costs: list[LineCost], block: float) -> list[Phase]:
+    return [(axis, max(costs, key=lambda cost: cost.seconds), block)] if costs else []
+
+
+def _sum_phases(fabric: Fabric, split: SplitBoxes, phases: list[Phase]) -> TransferCost:
+    hops = {axis: _covered(fabric, split, axis) for axis in Axis}
+    seconds = link_s = add_s = joules = moved = 0.0
+    num_bytes: dict[str, float] = {}
+    rows, columns = fabric.grid
+    nothing = (np.zeros((rows, columns - 1)), np.zeros((rows - 1, columns)))
+    for axis, cost, block in phases:
+        seconds += cost.seconds
+        link_s += cost.link_s
+        add_s += cost.add_s
+        load = hops[axis][0] * cost.hop_blocks * block
+        along_rows = load if axis is Axis.COLUMN else nothing[0]
+        along_columns = load if axis is Axis.ROW else nothing[1]
+        levels, energy = over_hops(fabric, along_rows, nothing[0], along_columns, nothing[1])
+        for level, size in levels.items():
+            num_bytes[level] = num_bytes.get(level, 0.0) + size
+        moved_here = hops[axis][1] * block * max(cost.added_blocks, cost.hop_blocks / 2)
+        moved += moved_here
+        # Read to be sent, written on arrival; read twice and written once to be added.
+        joules += energy + 5 * moved_here * fabric.sram_joules_per_byte
+    return TransferCost(
+        seconds=seconds,
+        latency_s=max(seconds - link_s - add_s, 0.0),
+        busy_s={Resource.LINK: link_s, Resource.VECTOR: add_s} if phases else {},
+        num_bytes=num_bytes,
+        joules=joules,
+        moved_bytes=moved,
+    )
+
+
+def _covered(fabric: Fabric, split: SplitBoxes, axis: Axis) -> tuple[np.ndarray, float]:
+    """How many groups lie over every hop of an axis, and how many groups there are in all."""
+    count = np.zeros(len(split.busy(axis)))
+    groups = [group for group in group_places(split, axis) if len(group) > 1]
+    for group in groups:
+        count[group[0]] += 1
+        count[group[-1]] -= 1
+    over = np.cumsum(count)[:-1]
+    lines = split.busy(Axis.COLUMN if axis is Axis.ROW else Axis.ROW).astype(np.float64)
+    covered = np.outer(over, lines) if axis is Axis.ROW else np.outer(lines, over)
+    return covered, float(len(groups) * lines.sum())
+
+
+def _one_after_another(first: TransferCost, second: TransferCost) -> TransferCost:
+    return TransferCost(
+        seconds=first.seconds + second.seconds,
+        latency_s=first.latency_s + second.latency_s,
+        busy_s=_both(first.busy_s, second.busy_s),
+        num_bytes=_both(first.num_bytes, second.num_bytes),
+        joules=first.joules + second.joules,
+        moved_bytes=first.moved_bytes + second.moved_bytes,
+    )
+
+
+def _both(first: Mapping[Key, float], second: Mapping[Key, float]) -> dict[Key, float]:
+    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in {**first, **second}}

@@ -1,0 +1,219 @@
+"""How long partial sums of nodes in a line take to become one, by algorithm, in closed form.
+
+The formulas of `network.closed_forms` (chain, tree, two-phase: Luczynski et al., arXiv 2404.15888;
+rings: Thakur et al., IJHPCA 2005) for lines whose hops differ and nodes that take time to add, over
+all numbers of chunks at once. Seconds and bytes. Where hops differ, a tree's and a ring's time is
+an upper bound: every round waits for its slowest hop.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceLine:
+    """Nodes in a line, each a hop from the next.
+
+    Args:
+        latency_s: of a packet over every hop.
+        byte_s: seconds a byte takes of every hop.
+        packet_bytes: of the links.
+        add_s: for a node to add an arrived block to its own, per byte.
+    """
+
+    latency_s: tuple[float, ...]
+    byte_s: tuple[float, ...]
+    packet_bytes: int
+    add_s: float
+
+    def __len__(self) -> int:
+        """How many nodes."""
+        return len(self.latency_s) + 1
+
+    @cached_property
+    def _parts(self) -> list[tuple["_Hops", "_Hops"]]:
+        """For every number of nodes a group: the slowest group, and the line of first nodes."""
+        found = []
+        for size in range(2, len(self)):
+            starts = range(0, len(self), size)
+            groups = [self._hops(start, min(start + size, len(self))) for start in starts]
+            worst = max(groups, key=lambda hops: (hops.latency_s, hops.sum_byte_s))
+            spans = [self._hops(start, start + size + 1) for start in starts[:-1]]
+            firsts = _Hops(
+                count=len(spans),
+                latency_s=sum(span.latency_s for span in spans),
+                sum_byte_s=sum(span.max_byte_s for span in spans),
+                max_byte_s=max(span.max_byte_s for span in spans),
+            )
+            found.append((worst, firsts))
+        return found
+
+    def _hops(self, first: int, last: int) -> "_Hops":
+        """Between nodes first to before last."""
+        hops = slice(first, last - 1)
+        return _Hops(
+            count=last - 1 - first,
+            latency_s=sum(self.latency_s[hops]),
+            sum_byte_s=sum(self.byte_s[hops]),
+            max_byte_s=max(self.byte_s[hops], default=0.0),
+        )
+
+    @cached_property
+    def _rounds(self) -> list["_Hops"]:
+        """The slowest hop of every round of a tree."""
+        found, distance = [], 1
+        while distance < len(self):
+            spans = [
+                self._hops(place - distance, place + 1)
+                for place in range(distance, len(self), 2 * distance)
+            ]
+            found.append(
+                _Hops(
+                    count=1,
+                    latency_s=max(span.latency_s for span in spans),
+                    sum_byte_s=max(span.max_byte_s for span in spans),
+                    max_byte_s=max(span.max_byte_s for span in spans),
+                )
+            )
+            distance *= 2
+        return found
+
+    @cached_property
+    def _ring(self) -> tuple[Floats, Floats]:
+        """Latency and seconds a byte of every hop of the line folded into a ring."""
+        places = [*range(0, len(self), 2), *reversed(range(1, len(self), 2))]
+        hops = [
+            self._hops(min(a, b), max(a, b) + 1)
+            for a, b in zip(places, [*places[1:], places[0]], strict=True)
+        ]
+        return np.array([h.latency_s for h in hops]), np.array([h.max_byte_s for h in hops])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hops:
+    """Several hops one after another."""
+
+    count: int
+    latency_s: float
+    sum_byte_s: float
+    max_byte_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineCost:
+    """Of a collective along a line.
+
+    Args:
+        seconds: all of it, the last addition included.
+        add_s: that the busiest node adds for.
+        link_s: that the busiest hop is busy.
+        hop_blocks: blocks that cross the mean hop, both ways together.
+        added_blocks: that all nodes add together.
+        algorithm: "chain", "tree", "two-phase" or "ring".
+    """
+
+    seconds: float
+    add_s: float
+    link_s: float
+    hop_blocks: float
+    added_blocks: float
+    algorithm: str
+
+
+@lru_cache(maxsize=100_000)
+def reduce_along(line: ReduceLine, num_bytes: float) -> LineCost:
+    """The quickest way to the first node of a line: chain, tree or two-phase."""
+    packets = math.ceil(num_bytes / line.packet_bytes)
+    chunks = np.array(
+        sorted({math.ceil(packets / 2**k) for k in range(packets.bit_length())} | {1})
+    )
+    each = np.ceil(packets / chunks)
+    whole = line._hops(0, len(line))
+    count = len(line)
+    add = line.add_s * num_bytes
+    plans = [
+        (float(_chain(line, whole, chunks, each).min()), add, 1.0, "chain"),
+        (
+            sum(
+                float(_chain(line, hop, np.ones(1), np.array([packets]))[0]) for hop in line._rounds
+            ),
+            add * len(line._rounds),
+            sum(
+                2**number * len(range(2**number, count, 2 ** (number + 1)))
+                for number in range(len(line._rounds))
+            )
+            / (count - 1),
+            "tree",
+        ),
+    ]
+    for within, between in line._parts:
+        seconds = (
+            _chain(line, within, chunks, each).min() + _chain(line, between, chunks, each).min()
+        )
+        passed = 1 - between.count / (count - 1) + 1
+        plans.append((float(seconds), 2 * add, passed, "two-phase"))
+    seconds, adding, blocks, algorithm = min(plans, key=lambda plan: plan[0])
+    return LineCost(
+        seconds=seconds,
+        add_s=adding,
+        link_s=packets * line.packet_bytes * whole.max_byte_s,
+        hop_blocks=blocks,
+        added_blocks=count - 1,
+        algorithm=algorithm,
+    )
+
+
+def _chain(line: ReduceLine, hops: _Hops, chunks: Floats, packets: Floats) -> Floats:
+    """Over hops one after another, a node adding before it passes on, for several chunkings."""
+    size = packets * line.packet_bytes
+    add = line.add_s * size
+    travel = hops.latency_s + (size - line.packet_bytes) * hops.sum_byte_s + hops.count * add
+    return travel + (chunks - 1) * np.maximum(size * hops.max_byte_s, add)
+
+
+@lru_cache(maxsize=100_000)
+def multicast_along(line: ReduceLine, num_bytes: float) -> LineCost:
+    """From the first node to all others, copied by the routers."""
+    size = math.ceil(num_bytes / line.packet_bytes) * line.packet_bytes
+    slowest = max(line.byte_s)
+    return LineCost(
+        seconds=sum(line.latency_s) + (size - line.packet_bytes) * slowest,
+        add_s=0.0,
+        link_s=size * slowest,
+        hop_blocks=1.0,
+        added_blocks=0.0,
+        algorithm="multicast",
+    )
+
+
+@lru_cache(maxsize=100_000)
+def ring_along(line: ReduceLine, num_bytes: float, is_adding: bool) -> LineCost:
+    """Half an all-reduce over the folded line: reduce-scatter (adding) or all-gather."""
+    count = len(line)
+    packets = math.ceil(num_bytes / count / line.packet_bytes)
+    size = packets * line.packet_bytes
+    latency, byte_s = line._ring
+    add = line.add_s * size if is_adding else 0.0
+    busy = max(float(size * byte_s.max()), add)
+    hops = latency + (size - line.packet_bytes) * byte_s + add
+    # A part waits at hops for those before it, or travels: the worst mix of n - 1 steps.
+    steps = count - 1
+    twice = np.concatenate([hops, hops])
+    at = np.concatenate([[0.0], np.cumsum(twice - busy)])
+    longest = max(
+        float((at[first + 1 : first + steps + 1] - at[first]).max()) for first in range(count)
+    )
+    return LineCost(
+        seconds=steps * busy + longest,
+        add_s=add * steps,
+        link_s=steps * size * float(byte_s.max()),
+        hop_blocks=2 * steps / count,
+        added_blocks=float(steps) if is_adding else 0.0,
+        algorithm="ring",
+    )
