@@ -1,0 +1,267 @@
+"""Divide a node's share of a kernel over time, so that what a step needs fits into its memory.
+
+    conv: n 4, k 64, oh 28, ow 28, c 256   =>   oh in 4 steps, k in 2: 1.1 MB of operands
+    per node: 3.9 MB of operands                become 2 buffers of 300 kB, 500 kB of results
+
+Steps also let loads go on while the step before is computed. Of the divisions that fit, the one
+with the least time is looked for by climbing: from a few plain ones, one group of loops at a time
+into more or fewer steps. Knows the machine's timing, not how transfers go.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from fsdtrain_dojo.lowering.candidates import largest_share
+from fsdtrain_dojo.lowering.kernel import Kernel, Unit, Value
+from fsdtrain_dojo.lowering.mapping import Mapping as NodeMapping
+from fsdtrain_dojo.machine.node import MatrixUnit, Stationary
+from fsdtrain_dojo.timing.cost import TransferCost
+from fsdtrain_dojo.timing.fabric import Fabric
+from fsdtrain_dojo.timing.kernel_time import cache_bytes, is_partial
+from fsdtrain_dojo.timing.kernel_work import Work, describe_work, keeps_sums, nodes_time
+from fsdtrain_dojo.timing.node_time import NodeTime
+from fsdtrain_dojo.timing.overlap import overlap
+from fsdtrain_dojo.timing.step_loads import StepPlan, plan_steps
+
+MAX_ROUNDS = 64  # of climbing
+GOOD_ENOUGH = 1.02  # times the least that any division could take: the search ends
+MIN_DEPTH = 64  # of a step of a matrix product: shorter ones are mostly latency
+FIRST_CHOICES = 3  # steps that each group of loops is tried with at first
+
+Steps = dict[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """What was found.
+
+    Args:
+        mapping: with its steps.
+        buffers: of operands: 2 where loads go on while another step is computed.
+        working_bytes: of buffers and sums, at the fullest node.
+    """
+
+    mapping: NodeMapping
+    buffers: int
+    working_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """All that stays the same while steps are looked for."""
+
+    fabric: Fabric
+    kernel: Kernel
+    work: Work
+    sizes: tuple[int, ...]
+    free_bytes: float
+    load_costs: Sequence[TransferCost]
+    store_costs: Sequence[TransferCost]
+    local_reads: Sequence[bool]
+    local_writes: Sequence[bool]
+    is_partial: bool
+
+    def plan(self, steps: Steps) -> StepPlan:
+        return plan_steps(
+            self.work,
+            self.sizes,
+            steps,
+            room_bytes=self.free_bytes,
+            local_reads=self.local_reads,
+            local_writes=self.local_writes,
+            is_partial=self.is_partial,
+            keeps_sums=keeps_sums(self.fabric.machine.node, self.work, self.sizes, steps),
+        )
+
+    def units(self, steps: Steps) -> NodeTime:
+        return nodes_time(self.fabric.machine.node, self.work, self.sizes, steps)
+
+    def rank(self, steps: Steps) -> tuple[float, float]:
+        """Bytes that do not fit, then seconds (0 while it does not fit)."""
+        plan = self.plan(steps)
+        excess = max(plan.num_bytes - self.free_bytes, 0.0)
+        if excess:
+            return excess, 0.0
+        found = overlap(
+            plan,
+            self.units(steps).seconds,
+            self.load_costs,
+            self.store_costs,
+            cache_bytes(self.fabric),
+        )
+        return 0.0, found.seconds
+
+
+def choose_steps(
+    fabric: Fabric,
+    kernel: Kernel,
+    mapping: NodeMapping,
+    values: Mapping[str, Value],
+    *,
+    free_bytes: float,
+    load_costs: Sequence[TransferCost],
+    store_costs: Sequence[TransferCost],
+    local_loads: Sequence[bool],
+    local_stores: Sequence[bool],
+) -> Tiling | str:
+    """The mapping with the steps that take the least time, or in words why not even small ones fit.
+
+    Args:
+        fabric: what it runs on.
+        kernel: what is computed.
+        mapping: over nodes; its steps are chosen anew.
+        values: by name.
+        free_bytes: of a node's memory, beside what layouts hold while the kernel runs.
+        load_costs: of `kernel.loaded`, each box of a node loaded once.
+        store_costs: of `kernel.stored`.
+        local_loads: which operands lie at the nodes that need them, in their boxes.
+        local_stores: which results stay where they are computed.
+    """
+    work = describe_work(kernel, values)
+    search = _Search(
+        fabric=fabric,
+        kernel=kernel,
+        work=work,
+        sizes=largest_share(kernel, mapping),
+        free_bytes=free_bytes,
+        load_costs=load_costs,
+        store_costs=store_costs,
+        local_reads=local_loads,
+        local_writes=local_stores,
+        is_partial=is_partial(work, mapping),
+    )
+    (excess, _), steps = _climb(search)
+    plan = search.plan(steps)
+    if excess:
+        return (
+            f"a node needs {plan.num_bytes:,} B for {kernel.name} even in {plan.num_steps} steps "
+            f"and has {max(int(free_bytes), 0):,} B free: {-int(-excess // 1):,} B too few"
+        )
+    return Tiling(
+        mapping=replace(mapping, steps=steps),
+        buffers=2 if plan.num_steps > 1 else 1,
+        working_bytes=plan.num_bytes,
+    )
+
+
+def _climb(search: _Search) -> tuple[tuple[float, float], Steps]:
+    groups = _groups(search)
+    counts = [_counts(search.sizes, loops, quantum) for loops, quantum in groups]
+    orders = _orders(search.work, groups)
+    seen: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def steps_of(point: tuple[int, ...]) -> Steps:
+        *places, order = point
+        found: Steps = {}
+        for group in orders[order]:
+            _spread(found, search.sizes, groups[group][0], counts[group][places[group]])
+        return found
+
+    def rank(point: tuple[int, ...]) -> tuple[float, float]:
+        if point not in seen:
+            seen[point] = search.rank(steps_of(point))
+        return seen[point]
+
+    start = (*(0 for _ in groups), 0)
+    enough = GOOD_ENOUGH * _least_seconds(search)
+    best, point = rank(start), start
+    if not (best[0] == 0 and best[1] <= enough):
+        for other in _plain_points(counts):
+            best, point = min((best, point), (rank(other), other))
+    for _ in range(MAX_ROUNDS):
+        if best[0] == 0 and best[1] <= enough:
+            break
+        moves = [(rank(each), each) for each in _neighbours(point, counts, len(orders))]
+        if not moves or min(moves)[0] >= best:
+            break
+        best, point = min(moves)
+    return best, steps_of(point)
+
+
+def _least_seconds(search: _Search) -> float:
+    """That no steps can go below: all resources busy without a gap."""
+    plan = search.plan({})
+    found = overlap(plan, 0.0, search.load_costs, search.store_costs, 0.0)
+    transfers = max(found.busy_s.values(), default=0.0)
+    return max(transfers, search.units({}).seconds)
+
+
+def _plain_points(counts: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """One group in a few steps, the others in one."""
+    for group, each in enumerate(counts):
+        for place in range(1, min(FIRST_CHOICES, len(each) - 1) + 1):
+            yield (*(place if other == group else 0 for other in range(len(counts))), 0)
+
+
+def _neighbours(
+    point: tuple[int, ...], counts: Sequence[Sequence[int]], num_orders: int
+) -> Iterator[tuple[int, ...]]:
+    *places, order = point
+    for group, place in enumerate(places):
+        for moved in (place - 1, place + 1):
+            if 0 <= moved < len(counts[group]):
+                yield (*places[:group], moved, *places[group + 1 :], order)
+    for other in range(num_orders):
+        if other != order:
+            yield (*places, other)
+
+
+def _groups(search: _Search) -> list[tuple[tuple[int, ...], int]]:
+    """Loops that are divided together, and how many of their points make the smallest step."""
+    work, matrix = search.work, search.fabric.machine.node.matrix
+    loops = search.kernel.loops
+
+    def free(numbers: Sequence[int]) -> tuple[int, ...]:
+        return tuple(
+            each for each in numbers if loops[each].is_splittable and search.sizes[each] > 1
+        )
+
+    if work.unit is not Unit.MATRIX or matrix is None:
+        return [((each,), 1) for each in free(range(len(loops)))]
+    by_size = sorted(work.k, key=lambda each: -search.sizes[each])
+    side = _least_side(matrix)
+    found = [
+        (free(work.batch), 1),
+        (free(work.m), side),
+        (free(work.n), side),
+        (free(by_size), max(MIN_DEPTH, matrix.depth)),
+    ]
+    return [each for each in found if each[0]]
+
+
+def _least_side(matrix: MatrixUnit) -> int:
+    if matrix.stationary is Stationary.OUTPUT:
+        return max(matrix.rows, matrix.columns)
+    return max(matrix.columns, matrix.depth)
+
+
+def _orders(work: Work, groups: Sequence[tuple[tuple[int, ...], int]]) -> list[tuple[int, ...]]:
+    """Of the nest of groups, the outermost first; reductions innermost, so that sums stay."""
+    inner = [g for g, (loops, _) in enumerate(groups) if set(loops) <= work.reductions]
+    outer = [g for g in range(len(groups)) if g not in inner]
+    if len(outer) < 2:
+        return [(*outer, *inner)]
+    return [(*outer, *inner), (*reversed(outer), *inner)]
+
+
+def _counts(sizes: Sequence[int], loops: Sequence[int], quantum: int) -> list[int]:
+    """Numbers of steps worth trying for a group: of one step, then of ever smaller steps."""
+    size = 1
+    for loop in loops:
+        size *= sizes[loop]
+    found = {1}
+    step = quantum
+    while step < size:
+        found.add(ceil(size / step))
+        step *= 2
+    return sorted(found)
+
+
+def _spread(found: Steps, sizes: Sequence[int], loops: Sequence[int], count: int) -> None:
+    """`count` steps over loops, as many as can be over the first of them."""
+    for loop in loops:
+        own = min(count, sizes[loop])
+        if own > 1:
+            found[loop] = own
+        count = ceil(count / own)
