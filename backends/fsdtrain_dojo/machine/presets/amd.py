@@ -24,11 +24,13 @@ MI300X: dict[str, Quantity] = {
     "clock_ghz": constant(2.1, "GHz", ATTRIBUTED, f"peak; {SHEET}"),
     "matrix_clock_ghz": constant(2.1, "GHz", ATTRIBUTED, f"peak; {SHEET}"),
     "matrix_rows": constant(
-        64, "count", ASSUMED, "block of sums that a wave keeps in registers", (32, 64)
+        32,
+        "count",
+        ASSUMED,
+        "the least block of sums of a wave that its operands keep up with",
+        (32, 64),
     ),
-    "matrix_columns": constant(
-        64, "count", ASSUMED, "block of sums that a wave keeps in registers", (32, 128)
-    ),
+    "matrix_columns": constant(32, "count", ASSUMED, "see matrix_rows", (32, 64)),
     "matrix_depth": constant(16, "count", RECALLED, "v_mfma 16x16x16 at 16 bits", (8, 16)),
     "num_matrix_units": constant(4, "count", RECALLED, f"matrix cores a unit; {CDNA3}"),
     "half_macs_per_cycle": constant(
@@ -36,7 +38,7 @@ MI300X: dict[str, Quantity] = {
     ),
     "tf32_macs_per_cycle": constant(512, "1/cycle", DERIVED, f"653.7 TFLOPS; {SHEET}"),
     "fp8_macs_per_cycle": constant(2048, "1/cycle", DERIVED, f"2614.9 TFLOPS; {SHEET}"),
-    "num_accumulators": constant(1, "count", ASSUMED, "as the blocks fill the registers", (1, 4)),
+    "num_accumulators": constant(4, "count", ASSUMED, "an eighth of the registers", (2, 8)),
     "matrix_latency_cycles": constant(32, "cycles", ASSUMED, "passes of an mfma", (16, 64)),
     "fp32_lanes": constant(128, "count", DERIVED, f"163.4 TFLOPS FP32; {SHEET}"),
     "half_lanes": constant(128, "count", RECALLED, f"163.4 TFLOPS FP16 without matrix; {SHEET}"),

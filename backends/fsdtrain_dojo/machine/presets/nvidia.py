@@ -28,11 +28,11 @@ NOT_PUBLIC = "not public"
 ALIKE: Table = {
     "num_matrix_units": constant(4, "count", ATTRIBUTED, f"tensor cores an SM; {AMPERE}; {HOPPER}"),
     "num_accumulators": constant(
-        1,
+        8,
         "count",
         ASSUMED,
-        "a block fills a quarter of the registers; the rest is for operands",
-        (1, 2),
+        "blocks of sums that fill half of the registers, as CUTLASS's tile of 256 x 128 does",
+        (4, 8),
     ),
     "matrix_depth": constant(16, "count", RECALLED, "of an mma at 16 bits; PTX ISA"),
     "vector_latency_cycles": constant(4, "cycles", RECALLED, MICROBENCHMARKS, (4, 6)),
@@ -68,11 +68,13 @@ A100: Table = ALIKE | {
     "clock_ghz": constant(1.41, "GHz", ATTRIBUTED, f"boost; {AMPERE}"),
     "matrix_clock_ghz": constant(1.41, "GHz", ATTRIBUTED, f"boost; {AMPERE}"),
     "matrix_rows": constant(
-        64, "count", ASSUMED, "block of sums that a warp keeps in registers", (32, 64)
+        32,
+        "count",
+        ASSUMED,
+        "the least block of sums of a warp that its operands keep up with",
+        (32, 64),
     ),
-    "matrix_columns": constant(
-        64, "count", ASSUMED, "block of sums that a warp keeps in registers", (32, 128)
-    ),
+    "matrix_columns": constant(32, "count", ASSUMED, "see matrix_rows", (32, 64)),
     "half_macs_per_cycle": constant(
         1024, "1/cycle", ATTRIBUTED, f"FMA an SM; 312 TFLOPS; {AMPERE}"
     ),
@@ -115,7 +117,9 @@ H100: Table = ALIKE | {
     "clock_ghz": constant(1.98, "GHz", DERIVED, "66.9 TFLOPS FP32 of 132 x 128 cores"),
     "matrix_clock_ghz": constant(1.83, "GHz", DERIVED, "989.4 TFLOPS of 132 x 2048 FMA a clock"),
     "matrix_rows": constant(64, "count", RECALLED, "wgmma m64; PTX ISA"),
-    "matrix_columns": constant(256, "count", RECALLED, "wgmma n256, the widest; PTX ISA"),
+    "matrix_columns": constant(
+        64, "count", RECALLED, "wgmma n64; four of them side by side are n256, the widest; PTX ISA"
+    ),
     # A wgmma is an instruction of a warp group: the four tensor cores work on one block.
     "num_matrix_units": constant(1, "count", DERIVED, "four tensor cores work on one wgmma"),
     "half_macs_per_cycle": constant(2048, "1/cycle", ATTRIBUTED, f"FMA an SM; {HOPPER}"),
