@@ -151,7 +151,8 @@ def _lengths(ranges: Sequence[Range]) -> list[int]:
     return [end - first for first, end in ranges]
 
 
-def _loops_of(over: Sequence[Over]) -> list[int]:
+def loops_of(over: Sequence[Over]) -> list[int]:
+    """The loops that dimensions run over, in the order of the dimensions."""
     loops: list[int] = []
     for each in over:
         assert not isinstance(each, Span), "kernels over plain indices only"
@@ -163,7 +164,7 @@ def _align(tensor: Tensor, over: Sequence[Over], ranges: Sequence[Range]) -> Ten
     """A tensor with a dimension for each loop; of length 1 where it does not run over the loop."""
     lengths = _lengths(ranges)
     shape = [1] * len(lengths)
-    for loop in _loops_of(over):
+    for loop in loops_of(over):
         shape[loop] = lengths[loop]
     return tensor.reshape(shape)
 
@@ -172,6 +173,6 @@ def _expanded(result: Tensor, over: Sequence[Over], ranges: Sequence[Range]) -> 
     """The shape of a result that may be the same along loops that it is written over."""
     lengths = _lengths(ranges)
     shape = list(result.shape)
-    for loop in _loops_of(over):
+    for loop in loops_of(over):
         shape[loop] = lengths[loop]
     return shape
