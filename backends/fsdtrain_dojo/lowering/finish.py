@@ -16,7 +16,6 @@ from fsdtrain_dojo.lowering.mapping import (
     Grid,
     Mapping,
     Part,
-    access_boxes,
     divided_boxes,
 )
 from fsdtrain_dojo.lowering.program import Pattern
@@ -96,10 +95,18 @@ def settled(kernel: Kernel, mapping: Mapping) -> tuple[Access, ...]:
 
 
 def finishes(
-    kernel: Kernel, access: Access, value: Value, mapping: Mapping, grid: Grid
+    kernel: Kernel, access: Access, value: Value, mapping: Mapping, boxes: Boxes
 ) -> Iterator[Finish]:
-    """Ways in which a write of a kernel can end up in the nodes; the first one is always there."""
-    boxes = access_boxes(kernel, access, mapping, value.shape, grid)
+    """Ways in which a write of a kernel can end up in the nodes; the first one is always there.
+
+    Args:
+        kernel: that writes.
+        access: the write.
+        value: that is written.
+        mapping: of the kernel.
+        boxes: what every node computes of the value, perhaps in part.
+    """
+    grid = boxes.grid
     division = written_division(kernel, access, mapping)
     if not divided_reductions(kernel, mapping):
         yield Finish(pattern=Pattern.LOCAL, boxes=boxes, division=division)

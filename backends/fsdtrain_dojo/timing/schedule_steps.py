@@ -14,11 +14,12 @@ MODELLED, in seconds from the start of the step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from fsdtrain_dojo.lowering.kernel import Value
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
-from fsdtrain_dojo.timing.costs import Costs
+from fsdtrain_dojo.timing.costs import NOTHING, Costs
 
 _REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
 _BESIDE = (Resource.LINK, Resource.HBM, Resource.NETWORK)
@@ -76,6 +77,12 @@ def schedule_steps(program: TileProgram, costs: Costs) -> ProgramTime:
     return schedule.result()
 
 
+def num_pieces(step: Step) -> int:
+    """Into how many pieces steps over time divide the results."""
+    counts = step.mapping.steps
+    return prod(count for loop, count in counts.items() if loop not in step.kernel.reductions)
+
+
 class _Schedule:
     def __init__(self, program: TileProgram, costs: Costs) -> None:
         self.program, self.costs = program, costs
@@ -113,14 +120,15 @@ class _Schedule:
         """Put one step behind those before it."""
         values = self.program.graph.values
         for transfer in self.spills.get(number, ()):
-            self._send(number, transfer, self.now)
+            self._send(number, transfer, self.now, self.now, 1)
         loads = [self._load(each, step, index) for index, each in enumerate(step.loads)]
-        inner = [cost for cost in loads if not cost.busy_s.get(Resource.HBM)]
+        inner = [NOTHING if cost.busy_s.get(Resource.HBM) else cost for cost in loads]
         outer = [cost for cost in loads if cost.busy_s.get(Resource.HBM)]
         later = [each for each in step.stores if self._can_travel(each)]
         stores = [self.costs.store(each, values[each.value]) for each in step.stores]
         at_once = [
-            cost for each, cost in zip(step.stores, stores, strict=True) if each not in later
+            NOTHING if self._can_travel(each) else cost
+            for each, cost in zip(step.stores, stores, strict=True)
         ]
         is_early = bool(outer) and number > 0 and self._has_room(number)
         time = self.costs.time(step, inner if is_early else loads, at_once, values)
@@ -136,7 +144,9 @@ class _Schedule:
             if busy:
                 self._note(resource, number, start, start + busy)
         for transfer in later:
-            self._send(number, transfer, end)
+            # The first pieces of a result are there before the last ones are computed.
+            pieces = num_pieces(step)
+            self._send(number, transfer, start + (end - start) / pieces, end, pieces)
         alone = time
         if later or is_early:
             alone = self.costs.time(step, loads, stores, values)
@@ -177,17 +187,20 @@ class _Schedule:
         self.free[resource] = start + busy
         return start + busy + max(cost.latency_s for cost in costs)
 
-    def _send(self, number: int, transfer: Transfer, earliest: float) -> None:
-        """Let a result travel from `earliest` on; notes when it is there."""
+    def _send(
+        self, number: int, transfer: Transfer, earliest: float, made: float, pieces: int
+    ) -> None:
+        """Let a result travel from `earliest` on, the last piece after all is `made`."""
         cost = self.costs.store(transfer, self._value(transfer))
         start = max([earliest, *(self.free[each] for each in _BESIDE if cost.busy_s.get(each))])
+        there = max(start + cost.seconds, made + cost.latency_s + cost.seconds / pieces)
         for resource in _BESIDE:
             busy = cost.busy_s.get(resource, 0.0)
             if busy:
                 self._note(resource, number, start, start + busy)
                 self.free[resource] = start + busy
-        self.ready[transfer.value] = start + cost.seconds
-        self.end = max(self.end, start + cost.seconds)
+        self.ready[transfer.value] = there
+        self.end = max(self.end, there)
 
     def _note(self, resource: Resource, number: int, start: float, end: float) -> None:
         self.intervals.append(Interval(resource=resource, step=number, start_s=start, end_s=end))

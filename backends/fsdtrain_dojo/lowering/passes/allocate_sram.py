@@ -10,9 +10,10 @@ lie out there all the time. A value that does not fit beside its own kernel's bu
 in: the kernel streams it.
 """
 
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,10 @@ def allocate_sram(program: TileProgram, machine: Machine) -> TileProgram:
             name: _OUTSIDE if name in memory.always_outside else layout
             for name, layout in program.initial.items()
         },
-        steps=tuple(_with_outside(number, step, memory) for number, step in enumerate(steps)),
+        steps=tuple(
+            with_outside(step, partial(memory.is_outside_at, number))
+            for number, step in enumerate(steps)
+        ),
         sram_bytes=tuple(memory.used),
         spills=tuple(memory.spills),
     )
@@ -142,19 +146,32 @@ class _Memory:
             largest = max(own, key=lambda name: (int(self.residents[name].num_bytes.max()), name))
             self._spill(largest, number)
             free = self.capacity - int(self.occupied.max())
-            loads = [
-                (Pattern.HBM_LOAD if self._is_outside(each.value) else each.pattern, each.boxes)
-                for each in step.loads
+            values = self.graph.values
+            moved = with_outside(step, self._is_outside)
+            shares = [access.gathered_share for access in step.kernel.loaded]
+            load_costs = [
+                self.costs.load(_source(each), each.boxes, values[each.value], share)[1]
+                for each, share in zip(moved.loads, shares, strict=True)
             ]
+            store_costs = [self.costs.store(each, values[each.value]) for each in moved.stores]
             tiling = self.costs.tile(
-                step.kernel, step.mapping, self.graph.values, max(free, 0), loads
-            )
+                step.kernel, step.mapping, values, max(free, 0), moved.loads, moved.stores,
+                load_costs, store_costs,
+            )  # fmt: skip
             if not isinstance(tiling, str):
-                mapping, buffers, working_bytes = tiling
-                return replace(step, mapping=mapping, buffers=buffers, working_bytes=working_bytes)
+                return replace(
+                    step,
+                    mapping=tiling.mapping,
+                    buffers=tiling.buffers,
+                    working_bytes=tiling.working_bytes,
+                )
 
     def _is_outside(self, name: str) -> bool:
         return name in self.always_outside or name in self.outside_from
+
+    def is_outside_at(self, number: int, name: str) -> bool:
+        """Whether a value lies outside during a step, now that all is known."""
+        return name in self.always_outside or self.outside_from.get(name, number + 1) <= number
 
     def _next_use(self, name: str, number: int) -> int:
         later = [use for use in self.uses.get(name, ()) if use >= number]
@@ -187,7 +204,8 @@ class _Memory:
         if not self.spills:
             return
         needed = sum(spill.num_bytes for spill in self.spills)
-        capacity = self.costs.fabric.hbm_capacity_bytes
+        memory = self.costs.fabric.memory
+        capacity = 0.0 if memory is None else memory.capacity_bytes
         if needed > capacity:
             largest = max(self.spills, key=lambda spill: spill.num_bytes)
             raise BackendError(
@@ -208,11 +226,13 @@ def _find_uses(program: TileProgram) -> Dict[str, Sequence[int]]:
     return uses
 
 
-def _with_outside(number: int, step: Step, memory: _Memory) -> Step:
-    """The step with the transfers of values that lie outside by then."""
+def _source(load: Transfer) -> Layout:
+    assert load.source is not None, load.value
+    return load.source
 
-    def is_outside(name: str) -> bool:
-        return name in memory.always_outside or memory.outside_from.get(name, number + 1) <= number
+
+def with_outside(step: Step, is_outside: Callable[[str], bool]) -> Step:
+    """The step with the transfers of values that lie outside."""
 
     def load(each: Transfer) -> Transfer:
         if not is_outside(each.value):

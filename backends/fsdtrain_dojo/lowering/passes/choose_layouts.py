@@ -30,8 +30,6 @@ from fsdtrain_dojo.lowering.mapping import (
     Layout,
     Mapping,
     Storage,
-    access_boxes,
-    divided_boxes,
 )
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.machine.schema import Machine
@@ -117,7 +115,7 @@ class _Walk:
             return
         if boxes is None:
             assert division is not None
-            boxes = divided_boxes(value.shape, division, self.grid)
+            boxes = self.costs.divided(value.shape, division)
         layout = Layout(storage=Storage.SRAM, boxes=boxes)
         key = (value.shape, _key(division)) if division else (value.shape, _boxes_key(boxes))
         self.places[value.name] = _Place(layout=layout, division=division, key=key)
@@ -176,13 +174,12 @@ class _Walk:
     ) -> Iterator[Transfer]:
         keeps = self.costs.fabric.keeps_values
         for access, each in zip(settled(kernel, mapping), finish, strict=True):
-            shape = self.graph.values[access.value].shape
             yield Transfer(
                 value=access.value,
                 pattern=each.pattern
                 if keeps or each.pattern is not Pattern.LOCAL
                 else Pattern.HBM_STORE,
-                boxes=access_boxes(kernel, access, mapping, shape, self.grid),
+                boxes=self.costs.boxes(kernel, access, mapping, self.graph.values[access.value]),
                 target=Layout(storage=Storage.SRAM, boxes=each.boxes)
                 if keeps
                 else Layout(storage=Storage.HBM),
@@ -236,12 +233,21 @@ class _Walk:
         ranked = heapq.nsmallest(
             MAX_EVALUATIONS,
             (
-                (self.costs.least_seconds(kernel, largest_share(kernel, mapping)), number, mapping)
+                (
+                    self.costs.least_seconds(
+                        kernel, self.graph.values, largest_share(kernel, mapping)
+                    ),
+                    number,
+                    mapping,
+                )
                 for number, mapping in enumerate(divisions(kernel, self.grid, grains))
             ),
         )
         first = [
-            (self.costs.least_seconds(kernel, largest_share(kernel, mapping)), mapping)
+            (
+                self.costs.least_seconds(kernel, self.graph.values, largest_share(kernel, mapping)),
+                mapping,
+            )
             for mapping in followed
         ]
         rest = [(bound, mapping) for bound, _, mapping in ranked if mapping not in followed]
@@ -281,10 +287,7 @@ class _Walk:
         """Ways in which all writes of a kernel can end up; each write in the same way."""
         own = {each.value for each in kernel.writes}
         accesses = settled(kernel, mapping)
-        options = [
-            list(finishes(kernel, access, self.graph.values[access.value], mapping, self.grid))
-            for access in accesses
-        ]
+        options = [list(self._options(kernel, access, mapping)) for access in accesses]
         patterns = set.intersection(*({each.pattern for each in option} for option in options))
         found = []
         for pattern in sorted(patterns, key=lambda each: each.value):
@@ -297,6 +300,11 @@ class _Walk:
                 chosen[number] = self._at_old_place(access.value, chosen[number])
             found.append(tuple(chosen))
         return found
+
+    def _options(self, kernel: Kernel, access: Access, mapping: Mapping) -> Iterator[Finish]:
+        value = self.graph.values[access.value]
+        boxes = self.costs.boxes(kernel, access, mapping, value)
+        return finishes(kernel, access, value, mapping, boxes)
 
     def _at_old_place(self, name: str, finish: Finish) -> Finish:
         """A new weight or state goes where the old one lies; see `KernelGraph.renews`."""
@@ -313,44 +321,36 @@ class _Walk:
     ) -> _Choice | str:
         """The choice with its time, or why it does not fit."""
         values = self.graph.values
-        loads: list[tuple[Pattern, Boxes]] = []
-        costs: list[TransferCost] = []
+        loads: list[Transfer] = []
+        load_costs: list[TransferCost] = []
         for access in kernel.loaded:
-            value, place = values[access.value], self.places[access.value]
-            boxes = access_boxes(kernel, access, mapping, value.shape, self.grid)
-            pattern, cost = self.costs.load(place.layout, boxes, value, access.gathered_share)
-            loads.append((pattern, boxes))
-            costs.append(cost)
-        stores = list(self._stores(kernel, mapping, finish))
+            value, layout = values[access.value], self.places[access.value].layout
+            boxes = self.costs.boxes(kernel, access, mapping, value)
+            pattern, cost = self.costs.load(layout, boxes, value, access.gathered_share)
+            loads.append(Transfer(value=access.value, pattern=pattern, boxes=boxes, source=layout))
+            load_costs.append(cost)
+        stores = tuple(self._stores(kernel, mapping, finish))
         store_costs = [self.costs.store(each, values[each.value]) for each in stores]
-        tiling = self.costs.tile(kernel, mapping, values, budget, loads)
+        tiling = self.costs.tile(
+            kernel, mapping, values, budget, loads, stores, load_costs, store_costs
+        )
         if isinstance(tiling, str):
             return tiling
-        tiled, buffers, working_bytes = tiling
         step = Step(
             kernel=kernel,
-            mapping=tiled,
-            loads=tuple(
-                Transfer(
-                    value=access.value,
-                    pattern=pattern,
-                    boxes=boxes,
-                    source=self.places[access.value].layout,
-                )
-                for access, (pattern, boxes) in zip(kernel.loaded, loads, strict=True)
-            ),
-            stores=tuple(stores),
-            working_bytes=working_bytes,
-            buffers=buffers,
-        )
-        time = self.costs.time(step, costs, store_costs, values)
-        return _Choice(
-            mapping=tiled,
-            finish=finish,
+            mapping=tiling.mapping,
             loads=tuple(loads),
-            working_bytes=working_bytes,
-            buffers=buffers,
-            time=time,
+            stores=stores,
+            working_bytes=tiling.working_bytes,
+            buffers=tiling.buffers,
+        )
+        return _Choice(
+            mapping=tiling.mapping,
+            finish=finish,
+            loads=tuple((each.pattern, each.boxes) for each in loads),
+            working_bytes=tiling.working_bytes,
+            buffers=tiling.buffers,
+            time=self.costs.time(step, load_costs, store_costs, values),
         )
 
 

@@ -1,0 +1,210 @@
+"""What the search for mappings and the schedule ask of the machine, each question answered once.
+
+One `Costs` goes with one machine; it remembers answers, which repeat from layer to layer. MODELLED.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from fsdtrain.backend import BackendError
+from fsdtrain_dojo.lowering.finish import divided_reductions, settled
+from fsdtrain_dojo.lowering.kernel import Access, Kernel, Unit, Value
+from fsdtrain_dojo.lowering.mapping import Boxes, Layout, access_boxes, divided_boxes
+from fsdtrain_dojo.lowering.mapping import Mapping as NodeMapping
+from fsdtrain_dojo.lowering.passes.tile_kernels import Tiling, choose_steps
+from fsdtrain_dojo.lowering.program import Pattern, Step, Transfer
+from fsdtrain_dojo.machine.schema import Machine
+from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
+from fsdtrain_dojo.timing.fabric import build_fabric
+from fsdtrain_dojo.timing.kernel_time import time_kernel
+from fsdtrain_dojo.timing.kernel_work import describe_work, nodes_time
+from fsdtrain_dojo.timing.node_time import SUM_BYTES
+from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, classify, cost_transfer
+
+_Key = TypeVar("_Key")
+
+NOTHING = TransferCost(seconds=0.0, latency_s=0.0)
+
+
+class Costs:
+    """See the top of this file.
+
+    Args:
+        machine: that everything is asked of.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.fabric = build_fabric(machine)
+        self._boxes: dict[object, Boxes] = {}
+        self._loads: dict[object, tuple[Pattern, TransferCost]] = {}
+        self._stores: dict[object, TransferCost] = {}
+        self._kept: list[object] = []  # whose ids are keys
+
+    def boxes(self, kernel: Kernel, access: Access, mapping: NodeMapping, value: Value) -> Boxes:
+        """`access_boxes`; the same object for the same question."""
+        key = (
+            tuple(loop.size for loop in kernel.loops),
+            access.spans,
+            mapping.rows,
+            mapping.columns,
+            mapping.is_everywhere,
+            value.shape,
+        )
+        if key not in self._boxes:
+            self._boxes[key] = access_boxes(kernel, access, mapping, value.shape, self.fabric.grid)
+        return self._boxes[key]
+
+    def divided(self, shape: tuple[int, ...], division: NodeMapping) -> Boxes:
+        """`divided_boxes`; the same object for the same question."""
+        key = (shape, division.rows, division.columns, division.is_everywhere)
+        if key not in self._boxes:
+            self._boxes[key] = divided_boxes(shape, division, self.fabric.grid)
+        return self._boxes[key]
+
+    def load(
+        self, source: Layout, boxes: Boxes, value: Value, share: float
+    ) -> tuple[Pattern, TransferCost]:
+        """What it looks like and costs to bring boxes of a value from where it is kept."""
+        key = (source.storage, id(source.boxes), id(boxes), value.element_bytes, share)
+        if key not in self._loads:
+            self._kept += [source.boxes, boxes]
+            pattern = classify(source, boxes)
+            if pattern is Pattern.LOCAL:
+                self._loads[key] = pattern, NOTHING
+            else:
+                transfer = Transfer(value=value.name, pattern=pattern, boxes=boxes, source=source)
+                cost = cost_transfer(self.fabric, transfer, value.element_bytes, share=share)
+                self._loads[key] = pattern, cost
+        return self._loads[key]
+
+    def store(self, transfer: Transfer, value: Value) -> TransferCost:
+        """What it costs to bring results where they shall be; partial sums travel as fp32."""
+        if transfer.pattern is Pattern.LOCAL:
+            return NOTHING
+        is_partial = transfer.pattern in REDUCTIONS
+        width = SUM_BYTES if is_partial else value.element_bytes
+        target = transfer.target.boxes if transfer.target is not None else None
+        key = (transfer.pattern, id(transfer.boxes), id(target), width)
+        if key not in self._stores:
+            self._kept += [transfer.boxes, target]
+            self._stores[key] = cost_transfer(self.fabric, transfer, width)
+        return self._stores[key]
+
+    def least_seconds(
+        self, kernel: Kernel, values: Mapping[str, Value], sizes: Sequence[int]
+    ) -> float:
+        """Of a node's share of this size, whatever its operands cost."""
+        work = describe_work(kernel, values)
+        return nodes_time(self.machine.node, work, tuple(sizes), {}).seconds
+
+    def grains(self, kernel: Kernel) -> tuple[int, ...]:
+        """Of every loop: what a node's share should be a multiple of, for its matrix unit."""
+        grains = [1] * len(kernel.loops)
+        matrix = self.machine.node.matrix
+        if kernel.unit is not Unit.MATRIX or matrix is None:
+            return tuple(grains)
+        _, m, n, k = kernel.matrix_loops()
+        side = max(matrix.rows, matrix.columns)
+        for loops, grain in ((m, side), (n, side), (k, matrix.depth)):
+            long = [loop for loop in loops if kernel.loops[loop].size > 1]
+            if len(long) == 1:
+                grains[long[0]] = grain
+        return tuple(grains)
+
+    def tile(
+        self,
+        kernel: Kernel,
+        mapping: NodeMapping,
+        values: Mapping[str, Value],
+        free_bytes: float,
+        loads: Sequence[Transfer],
+        stores: Sequence[Transfer],
+        load_costs: Sequence[TransferCost],
+        store_costs: Sequence[TransferCost],
+    ) -> Tiling | str:
+        """The best steps over time within `free_bytes` of a node, or why there are none.
+
+        `stores` and their costs are those of `finish.settled`.
+        """
+        return choose_steps(
+            self.fabric,
+            kernel,
+            mapping,
+            values,
+            free_bytes=free_bytes,
+            load_costs=load_costs,
+            store_costs=_by_result(kernel, mapping, store_costs),
+            local_loads=[each.pattern is Pattern.LOCAL for each in loads],
+            local_stores=_local_results(kernel, mapping, stores),
+        )
+
+    def time(
+        self,
+        step: Step,
+        load_costs: Sequence[TransferCost],
+        store_costs: Sequence[TransferCost],
+        values: Mapping[str, Value],
+    ) -> KernelTime:
+        """Of a step by itself; costs of what does not hold it up may be `NOTHING`."""
+        return time_kernel(
+            self.fabric,
+            step,
+            load_costs,
+            _by_result(step.kernel, step.mapping, store_costs),
+            values,
+        )
+
+    def does_not_fit(self, kernel: Kernel, reasons: Sequence[str]) -> BackendError:
+        """The error for a kernel that no mapping makes small enough."""
+        where = f" ({kernel.layer})" if kernel.layer else ""
+        return BackendError(
+            f"{kernel.op}{where} does not fit into the nodes of machine {self.machine.name}: "
+            f"{reasons[-1] if reasons else 'no mapping is left'}; take a smaller batch "
+            "(data.batch_size), a narrower recipe (backend/recipe=cfp8) or a larger machine"
+        )
+
+
+def _by_result(
+    kernel: Kernel, mapping: NodeMapping, costs: Sequence[TransferCost]
+) -> list[TransferCost]:
+    """Costs of `Kernel.stored`: those of hidden results are paid by the first one."""
+    if not divided_reductions(kernel, mapping):
+        return list(costs)
+    found: list[TransferCost] = []
+    hidden = NOTHING
+    for access, cost in zip(settled(kernel, mapping), costs, strict=True):
+        if access.value in kernel.hidden:
+            hidden = one_after_another(hidden, cost)
+        else:
+            found.append(cost)
+    if found:
+        found[0] = one_after_another(hidden, found[0])
+    return found
+
+
+def _local_results(kernel: Kernel, mapping: NodeMapping, stores: Sequence[Transfer]) -> list[bool]:
+    accesses = settled(kernel, mapping)
+    return [
+        each.pattern is Pattern.LOCAL
+        for access, each in zip(accesses, stores, strict=True)
+        if access.value not in kernel.hidden
+    ]
+
+
+def one_after_another(first: TransferCost, second: TransferCost) -> TransferCost:
+    """Two transfers as one."""
+    if first is NOTHING or second is NOTHING:
+        return second if first is NOTHING else first
+    return TransferCost(
+        seconds=first.seconds + second.seconds,
+        latency_s=first.latency_s + second.latency_s,
+        busy_s=_sums(first.busy_s, second.busy_s),
+        num_bytes=_sums(first.num_bytes, second.num_bytes),
+        joules=first.joules + second.joules,
+        moved_bytes=first.moved_bytes + second.moved_bytes,
+    )
+
+
+def _sums(first: Mapping[_Key, float], second: Mapping[_Key, float]) -> dict[_Key, float]:
+    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in {**first, **second}}
