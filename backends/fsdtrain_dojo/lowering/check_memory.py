@@ -106,7 +106,7 @@ class _Memory:
     def store(self, step: Step) -> None:
         """Results take their places, new weights those of the old."""
         for each in step.stores:
-            if each.target is not None:
+            if each.target is not None and each.value not in step.kernel.hidden:
                 self._put(each.value, each.target)
             old = self.program.graph.renews.get(each.value)
             if old is not None:

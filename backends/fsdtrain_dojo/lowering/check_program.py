@@ -201,13 +201,21 @@ def _local_problems(load: Transfer, source: Boxes, facts: BoxFacts) -> Iterator[
 
 def _store_problems(program: TileProgram, step: Step, facts: BoxFacts) -> Iterator[str]:
     kernel, mapping = step.kernel, step.mapping
-    names = [access.value for access in kernel.stored]
+    divided = {part.loop for part in (*mapping.rows, *mapping.columns) if part.count > 1}
+    has_parts = bool(divided & kernel.reductions)
+    own = {access.value for access in kernel.writes}
+    # Sums have to be put together before an epilogue goes on, even those that nobody else reads.
+    accesses = [
+        access
+        for access in _all_writes(kernel)
+        if access.value not in kernel.hidden or (has_parts and access.value in own)
+    ]
+    names = [access.value for access in accesses]
     if [each.value for each in step.stores] != names:
         yield f"stores {[each.value for each in step.stores]}, and makes {names}"
         return
-    divided = {part.loop for part in (*mapping.rows, *mapping.columns) if part.count > 1}
-    is_partial = bool(divided & kernel.reductions)
-    for access, store in zip(kernel.stored, step.stores, strict=True):
+    for access, store in zip(accesses, step.stores, strict=True):
+        is_partial = has_parts and access.value in own
         name, target = store.value, store.target
         shape = program.graph.value_shape(name)
         made = access_boxes(kernel, access, mapping, shape, program.grid)

@@ -155,8 +155,10 @@ class _Run:
             extra = [each.get(first) for each in loaded[len(kernel.reads) :]]
             self._run_epilogue(kernel, ranges[first], found, extra)
             made.update(dict.fromkeys(group, found))
-        for access, transfer in zip(kernel.stored, step.stores, strict=True):
-            held = Holders({place: pieces[access.value] for place, pieces in made.items()})
+        stored = [each for each in step.stores if each.value not in kernel.hidden]
+        assert [each.value for each in stored] == [each.value for each in kernel.stored]
+        for transfer in stored:
+            held = Holders({place: pieces[transfer.value] for place, pieces in made.items()})
             self._store(number, transfer, held)
 
     def _load(self, number: int, transfer: Transfer) -> Pieces:

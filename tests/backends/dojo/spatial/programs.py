@@ -197,11 +197,14 @@ def place_program(
             kernel.reductions & {each.loop for each in (*mapping.rows, *mapping.columns)}
         )
         stores = []
-        for access in kernel.stored:
-            shape = graph.value_shape(access.value)
-            boxes = access_boxes(kernel, access, mapping, shape, grid)
-            found[access.value] = layout_of(access.value, boxes)
-            stores.append(_store(access.value, found[access.value], boxes, is_partial))
+        own = [access.value for access in kernel.writes]
+        for access in [access for each in (kernel, *kernel.epilogue) for access in each.writes]:
+            name = access.value
+            if name in kernel.hidden and not (is_partial and name in own):
+                continue
+            boxes = access_boxes(kernel, access, mapping, graph.value_shape(name), grid)
+            found[name] = layout_of(name, boxes)
+            stores.append(_store(name, found[name], boxes, is_partial and name in own))
         steps.append(
             Step(kernel=kernel, mapping=mapping, loads=loads, stores=tuple(stores),
                  working_bytes=100)
@@ -263,7 +266,8 @@ def with_sram(program: TileProgram) -> TileProgram:
     totals = []
     for number, step in enumerate(program.steps):
         for store in step.stores:
-            held[store.value] = store.target
+            if store.value not in step.kernel.hidden:
+                held[store.value] = store.target
             held.pop(program.graph.renews.get(store.value), None)
         totals.append(step.working_bytes + max(
             sum(
