@@ -36,10 +36,17 @@ Formula = Callable[[Sequence[Tensor], Block], Tensor | Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Indexed:
-    """A value and what each of its dimensions runs over."""
+    """A value and what each of its dimensions runs over.
+
+    Args:
+        value: the value.
+        over: by dimension.
+        gathered_share: of a box's elements that are read, where others than loops pick them.
+    """
 
     value: Value
     over: tuple[Over, ...]
+    gathered_share: float | None = None
 
 
 def bind(call: OpCall, names: str, **defaults: Any) -> dict[str, Any]:
@@ -123,7 +130,13 @@ def index_access(indexed: Indexed, loops: Sequence[Loop]) -> Access:
         else:
             outer, inner = over
             spans.append(Span(((outer, loops[inner].size), (inner, 1))))
-    return Access(indexed.value.name, tuple(spans))
+    share = indexed.gathered_share
+    return Access(
+        indexed.value.name,
+        tuple(spans),
+        is_gathered=share is not None,
+        gathered_share=1.0 if share is None else share,
+    )
 
 
 def broadcast_over(shape: Sequence[int], num_loops: int) -> tuple[Over, ...]:
