@@ -20,9 +20,16 @@ from typing import Any
 from torch import Tensor
 
 from fsdtrain_dojo.lowering.describe.building import make_kernel
-from fsdtrain_dojo.lowering.describe.nest import Indexed, Over, box_shape, index_access, is_all
+from fsdtrain_dojo.lowering.describe.nest import (
+    Indexed,
+    Over,
+    box_shape,
+    fill_rest,
+    index_access,
+    is_all,
+)
 from fsdtrain_dojo.lowering.describe.windows import Window, is_empty, pad_axes
-from fsdtrain_dojo.lowering.kernel import Block, Compute, Kernel, Loop, Range, Span, Unit, Value
+from fsdtrain_dojo.lowering.kernel import Block, Compute, Kernel, Loop, Span, Unit, Value
 from fsdtrain_dojo.lowering.op_call import OpCall
 
 # (operand, weight, settings, shape of the result) -> result, by the op itself.
@@ -98,7 +105,9 @@ def make_gather(
         tensor, taps = tensors
         shape = box_shape(block.boxes[-1])
         if is_all(loops, block):
-            return [run(_complete(tensor, operand, block.boxes[0]), taps, conv.settings, shape)]
+            return [
+                run(fill_rest(tensor, operand.shape, block.boxes[0]), taps, conv.settings, shape)
+            ]
         pads = [
             window.pads_to_cover(places, points)
             for window, places, points in zip(
@@ -133,7 +142,9 @@ def make_spread(
         tensor, taps = tensors
         shape = box_shape(block.boxes[-1])
         if is_all(loops, block):
-            return [run(_complete(tensor, operand, block.boxes[0]), taps, conv.settings, shape)]
+            return [
+                run(fill_rest(tensor, operand.shape, block.boxes[0]), taps, conv.settings, shape)
+            ]
         places, points = block.boxes[0][2:], block.boxes[-1][2:]
         if is_empty(places):
             return [tensor.new_zeros(shape)]
@@ -178,7 +189,9 @@ def make_weight_gradient(conv: Convolution, gradient: Value, data: Value, out: V
         placed, read = tensors
         shape = box_shape(block.boxes[-1])
         if is_all(loops, block):
-            return run(placed, _complete(read, read_value, block.boxes[1]), shape, conv.settings)
+            return run(
+                placed, fill_rest(read, read_value.shape, block.boxes[1]), shape, conv.settings
+            )
         pads = [
             window.pads_to_cover(places, points)
             for window, places, points in zip(
@@ -239,14 +252,6 @@ def _make_product(
         flops=0 if is_matrix else 2 * macs,
         counted_flops=2 * macs * times_counted,
         compute=compute,
-    )
-
-
-def _complete(tensor: Tensor, value: Value, box: Sequence[Range]) -> Tensor:
-    """With zeros for points that no window covers, or whose window covers padding only."""
-    return pad_axes(
-        tensor,
-        [(first, size - end) for (first, end), size in zip(box[2:], value.shape[2:], strict=True)],
     )
 
 

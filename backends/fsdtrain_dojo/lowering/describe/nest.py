@@ -155,6 +155,15 @@ def is_all(loops: Sequence[Loop], block: Block) -> bool:
     return block.ranges == tuple((0, loop.size) for loop in loops)
 
 
+def fill_rest(tensor: Tensor, shape: Sequence[int], box: Sequence[Range]) -> Tensor:
+    """A tensor of the whole shape, with zeros around the box where nothing is read."""
+    if tensor.shape == tuple(shape):
+        return tensor
+    filled = tensor.new_zeros(shape)
+    filled[tuple(slice(*side) for side in box)] = tensor
+    return filled
+
+
 def num_points(loops: Sequence[Loop]) -> int:
     """Of a nest."""
     return prod(loop.size for loop in loops)
