@@ -29,8 +29,8 @@ class AxisTraffic:
         own: what it needs itself.
         first: of those that h serves, the first and the last place; first > last: none.
         last: see `first`.
-        is_served: [h, j]: whether h has anything for place j.
-        piece: the most that one place sends another.
+        volume: [h, j]: that h sends to place j, or keeps where they are one.
+        is_served: [h, j]: whether that is anything.
         is_local: nothing crosses a hop.
     """
 
@@ -41,12 +41,17 @@ class AxisTraffic:
     own: Floats
     first: Ints
     last: Ints
+    volume: Floats
     is_served: NDArray[np.bool_]
-    piece: float
     is_local: bool
 
+    @property
+    def piece(self) -> float:
+        """The most that one place has for another."""
+        return float(self.volume.max(initial=0.0))
 
-@lru_cache(maxsize=100_000)
+
+@lru_cache(maxsize=128)  # of a tray, one result is 2.6 MB
 def follow_axis(
     kept: tuple[Key, ...],
     needed: tuple[Key, ...],
@@ -72,7 +77,11 @@ def follow_axis(
     need_ranges = [np.frombuffer(each, np.int64).reshape(2, length) for each in needed]
     for ranges in kept_ranges:
         keeps_L = keeps_L & (ranges[1] > ranges[0])
-    first, last = _served_ranges(kept_ranges, need_ranges[:shared], keeps_L, needs_L, shared)
+    if _has_own(kept_ranges, need_ranges, keeps_L, needs_L, shared):
+        first, last = np.arange(length), np.where(keeps_L, np.arange(length), -1)
+    else:
+        kept_ranges = [_without_overlaps(ranges, keeps_L) for ranges in kept_ranges]
+        first, last = _served_ranges(kept_ranges, keeps_L)
     places = np.arange(length)
     serves = (first[:, None] <= places) & (places <= last[:, None])
     served = serves & keeps_L[:, None] & needs_L
@@ -90,7 +99,7 @@ def follow_axis(
         volume *= high - low
     counted = volume
     if is_multicast:
-        forward_counted, backward_counted = _once_each(volume, need_ranges, first, last)
+        forward_counted, backward_counted = _once_each(volume, need_ranges, needs_L, first, last)
     else:
         forward_counted = backward_counted = counted
     # beyond[h, i]: what places from i on need; before[h, i]: what places up to i need
@@ -115,28 +124,53 @@ def follow_axis(
         own=own,
         first=first,
         last=last,
+        volume=volume,
         is_served=served,
-        piece=float(volume.max(initial=0.0)),
         is_local=not (forward.any() or backward.any()),
     )
 
 
-def _served_ranges(
+def _has_own(
     kept: list[Ints],
     needed: list[Ints],
     keeps: NDArray[np.bool_],
     needs: NDArray[np.bool_],
     shared: int,
-) -> tuple[Ints, Ints]:
+) -> bool:
+    """Whether every place keeps what it needs, as far as this axis goes."""
+    return (
+        len(kept) == shared
+        and not (needs & ~keeps).any()
+        and all(
+            bool(
+                (~needs | (have[0] <= want[0]) & (want[1] <= have[1]) | (want[1] <= want[0])).all()
+            )
+            for have, want in zip(kept, needed, strict=False)
+        )
+    )
+
+
+def _without_overlaps(ranges: Ints, keeps: NDArray[np.bool_]) -> Ints:
+    """Ranges of which any two are equal or have nothing in common: each ends where another begins.
+
+    So that nothing is sent twice; what a place loses in this way it is taken to need from others.
+    Where one range lies within another, all stay as they are.
+    """
+    firsts = np.unique(ranges[0][keeps])
+    following = np.append(firsts[1:], np.iinfo(np.int64).max)
+    nearest = following[np.minimum(np.searchsorted(firsts, ranges[0]), len(firsts) - 1)]
+    longest = np.zeros(len(firsts), np.int64)
+    begins = np.searchsorted(firsts, ranges[0][keeps])
+    np.maximum.at(longest, begins, ranges[1][keeps])
+    do_overlap = (longest[:-1] > firsts[1:]).any()
+    if do_overlap and (longest[1:] >= longest[:-1]).all():
+        return np.stack([ranges[0], np.minimum(ranges[1], nearest)])
+    return ranges
+
+
+def _served_ranges(kept: list[Ints], keeps: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """For every place the first and the last place that it is the nearest keeper for."""
     length = len(keeps)
-    places = np.arange(length)
-    has_own = all(
-        bool(((have[0] <= want[0]) & (want[1] <= have[1]) | (want[1] <= want[0]) | ~needs).all())
-        for have, want in zip(kept[:shared], needed, strict=True)
-    )
-    if has_own and len(kept) == shared and not (needs & ~keeps).any():
-        return places, np.where(keeps, places, -1)
     first, last = np.zeros(length, np.int64), np.full(length, length - 1)
     if kept:
         _, group = np.unique(np.concatenate(kept), axis=1, return_inverse=True)
@@ -154,15 +188,16 @@ def _served_ranges(
 
 
 def _once_each(
-    volume: Floats, needed: list[Ints], first: Ints, last: Ints
+    volume: Floats, needed: list[Ints], needs: NDArray[np.bool_], first: Ints, last: Ints
 ) -> tuple[Floats, Floats]:
     """`volume` of every need that no place further on (further back) has, too."""
     length = volume.shape[1]
-    if not needed:
-        return _keep_last(volume), _keep_last(volume[:, ::-1])[:, ::-1]
-    _, group = np.unique(np.concatenate(needed), axis=1, return_inverse=True)
+    places = np.flatnonzero(needs)
+    group = np.zeros(length, np.int64)
+    if needed:
+        _, group = np.unique(np.concatenate(needed), axis=1, return_inverse=True)
+    order = places[np.argsort(group.ravel()[places], kind="stable")]
     group = group.ravel()
-    order = np.argsort(group, kind="stable")
     alike = group[order[1:]] == group[order[:-1]]
     following, preceding = np.full(length, length), np.full(length, -1)
     following[order[:-1][alike]] = order[1:][alike]
@@ -171,13 +206,6 @@ def _once_each(
         volume * (following[None, :] > last[:, None]),
         volume * (preceding[None, :] < first[:, None]),
     )
-
-
-def _keep_last(volume: Floats) -> Floats:
-    """All needs being alike: only that of the last place that has one."""
-    seen = np.cumsum(volume[:, ::-1] > 0, axis=1)[:, ::-1]
-    last: Floats = volume * (seen == 1)
-    return last
 
 
 def _hulls(served: NDArray[np.bool_], lows: list[Ints], highs: list[Ints]) -> tuple[Floats, Floats]:

@@ -41,17 +41,45 @@ class Ranges:
 class SplitBoxes:
     """See the top of this file.
 
+    Two are equal if all that is in them is.
+
     Args:
+        boxes: that were taken apart.
         dims: of the value, in order.
         rows: whether any node of a row has anything, bool (R).
         columns: the same of columns.
         is_exact: whether every dimension runs along one axis at most.
     """
 
+    boxes: Boxes
     dims: tuple[Ranges, ...]
     rows: NDArray[np.bool_]
     columns: NDArray[np.bool_]
     is_exact: bool
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """All that is in it."""
+        boxes = self.boxes
+        dims: tuple[object, ...] = tuple((each.axis, each.key) for each in self.dims)
+        if not self.is_exact:
+            dims += tuple(each.tobytes() for each in (*boxes.first, *boxes.end))
+        return boxes.shape, boxes.grid, dims, self.rows.tobytes(), self.columns.tobytes()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, SplitBoxes) and self.key == other.key)
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the fullest node's box."""
+        return int(self.boxes.num_elements.max(initial=0))
 
     def along(self, axis: Axis | None) -> list[Ranges]:
         return [each for each in self.dims if each.axis is axis]
@@ -95,9 +123,24 @@ def _split(boxes: Boxes) -> SplitBoxes:
             axis = Axis.ROW if shape[0] > 1 else Axis.COLUMN if shape[1] > 1 else None
             ranges = np.stack([first.ravel(), end.ravel()]).astype(np.int64)
             dims.append(Ranges(axis=axis, ranges=ranges))
+    rows, columns = np.asarray(boxes.busy.any(1)), np.asarray(boxes.busy.any(0))
+    assert (boxes.busy == (rows[:, None] & columns)).all(), "busy nodes are rows by columns"
     return SplitBoxes(
+        boxes=boxes,
         dims=tuple(dims),
-        rows=np.asarray(boxes.busy.any(1)),
-        columns=np.asarray(boxes.busy.any(0)),
+        rows=rows,
+        columns=columns,
         is_exact=is_exact,
     )
+
+
+def has_own(kept: Boxes, needed: Boxes) -> bool:
+    """Whether every node has what it needs."""
+    if kept is needed:
+        return True
+    lacks = needed.busy & ~kept.busy
+    is_empty = np.zeros((1, 1), bool)
+    for have, until, want, end in zip(kept.first, kept.end, needed.first, needed.end, strict=True):
+        lacks = lacks | (needed.busy & ((want < have) | (end > until)))
+        is_empty = is_empty | (end <= want)
+    return not bool((lacks & ~is_empty).any())

@@ -6,6 +6,7 @@ that needs it, or all parts spread over all interfaces, which columns (rows) the
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 from fsdtrain_dojo.lowering.mapping import Axis, Boxes
 from fsdtrain_dojo.machine.schema import Side
 from fsdtrain_dojo.timing.axis_traffic import follow_axis
-from fsdtrain_dojo.timing.box_axes import Ranges, SplitBoxes, split_boxes
+from fsdtrain_dojo.timing.box_axes import SplitBoxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.link_time import busiest_link_s, first_packet_s, over_hops, packet_waste
 from fsdtrain_dojo.timing.outer_memory import OuterMemory
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,84 +56,98 @@ class MemoryTraffic:
     by_interface: Floats
 
 
-def cost_memory_load(
-    fabric: Fabric, needed: Boxes, element_bytes: float, *, share: float = 1.0
-) -> TransferCost:
-    """From the memory outside to all nodes that need boxes; arguments as in `cost_transfer`."""
-    return _cost(fabric, needed, element_bytes * share, is_multicast=share == 1.0, is_load=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryWay:
+    """A way between memory and nodes: elements, and how long links and interfaces are busy."""
+
+    traffic: MemoryTraffic
+    link_s: float
+    memory_s: float
 
 
-def cost_memory_store(fabric: Fabric, boxes: Boxes, element_bytes: float) -> TransferCost:
-    """From nodes to the memory outside; of nodes that hold the same, each stores a part."""
-    return _cost(fabric, boxes, element_bytes, is_multicast=True, is_load=False)
-
-
-def route_memory(
-    fabric: Fabric, boxes: Boxes, *, is_multicast: bool = True, is_load: bool = True
-) -> tuple[MemoryTraffic, ...]:
-    """The ways that the parts can take, of which the quicker one counts."""
+def find_way(
+    fabric: Fabric, split: SplitBoxes, element_bytes: float, *, share: float = 1.0, is_load: bool
+) -> MemoryWay:
+    """The quicker of the ways at the top of this file."""
     memory = fabric.memory
     assert memory is not None, "transfers with a memory that the machine lacks"
-    split = split_boxes(boxes)
+    boxes = split.boxes
+    is_multicast = share == 1.0
     needs = tuple(_need(split, axis, is_multicast) for axis in (Axis.ROW, Axis.COLUMN))
-    fixed = float(split.extent(None)[0])
-    return tuple(
-        _traffic(fabric, memory, needs, fixed, is_at_home=is_at_home, is_load=is_load)
-        for is_at_home in (True, False)
-    )
+    amount = float(split.extent(None)[0]) * share
+    largest = split.largest * element_bytes * share
+    waste = packet_waste(fabric, largest)
+    accesses = access_waste(boxes, element_bytes, memory.access_bytes, is_gather=not is_multicast)
+    rate = memory.bytes_per_s / memory.num_interfaces
+    ways = []
+    for is_at_home in (True, False):
+        traffic = _traffic(fabric, memory, needs, amount, is_at_home=is_at_home, is_load=is_load)
+        hops = (traffic.east, traffic.west, traffic.south, traffic.north)
+        busiest = float(traffic.by_interface.max()) * element_bytes
+        link_s = element_bytes * waste * busiest_link_s(fabric, *hops)
+        ways.append(MemoryWay(traffic=traffic, link_s=link_s, memory_s=busiest * accesses / rate))
+    return min(ways, key=lambda way: max(way.link_s, way.memory_s))
 
 
-def _cost(
-    fabric: Fabric, boxes: Boxes, element_bytes: float, *, is_multicast: bool, is_load: bool
+def cost_memory(
+    fabric: Fabric, split: SplitBoxes, element_bytes: float, *, share: float = 1.0, is_load: bool
 ) -> TransferCost:
-    memory = fabric.memory
-    assert memory is not None, "transfers with a memory that the machine lacks"
-    moved = boxes.num_elements
+    """From the memory outside to all nodes that need boxes, or from nodes to the memory.
+
+    Of nodes that hold the same, each stores a part. Arguments as in `cost_transfer`.
+    """
+    boxes = split.boxes
+    moved = boxes.num_elements * (element_bytes * share)
     if not moved.any():
         return TransferCost(seconds=0.0, latency_s=0.0)
-    scale = element_bytes * packet_waste(fabric, float(moved.max()) * element_bytes)
-    accesses = element_bytes * access_waste(boxes, element_bytes, memory.access_bytes)
-    best: tuple[float, float, MemoryTraffic] | None = None
-    for traffic in route_memory(fabric, boxes, is_multicast=is_multicast, is_load=is_load):
-        ways = (traffic.east, traffic.west, traffic.south, traffic.north)
-        link_s = scale * busiest_link_s(fabric, *ways)
-        rate = memory.bytes_per_s / memory.num_interfaces
-        memory_s = float(traffic.by_interface.max()) * accesses / rate
-        if best is None or max(link_s, memory_s) < max(best[:2]):
-            best = (link_s, memory_s, traffic)
-    assert best is not None
-    link_s, memory_s, traffic = best
-    arriving = float(moved.sum()) if is_load else float(traffic.by_interface.sum())
-    port = fabric.receive_bytes_per_s if is_load else fabric.send_bytes_per_s
-    link_s = max(link_s, float(moved.max()) * scale / port if is_load else 0.0)
+    memory = fabric.memory
+    assert memory is not None, "transfers with a memory that the machine lacks"
+    way = find_way(fabric, split, element_bytes, share=share, is_load=is_load)
+    traffic = way.traffic
+    waste = packet_waste(fabric, float(moved.max()))
+    outside = float(traffic.by_interface.sum()) * element_bytes
+    arriving = float(moved.sum()) if is_load else outside
+    link_s = way.link_s
+    if is_load:
+        link_s = max(link_s, float(moved.max()) * waste / fabric.receive_bytes_per_s)
     latency_s = memory.latency_s + _way_s(fabric, memory, boxes)
-    num_bytes, joules = over_hops(
-        fabric, *(each * scale for each in (traffic.east, traffic.west, traffic.south,
-                                            traffic.north))
-    )  # fmt: skip
-    outside = float(traffic.by_interface.sum()) * accesses
-    num_bytes["HBM"] = outside
-    num_bytes["interface link"] = float(traffic.by_interface.sum()) * scale
-    joules += outside * memory.joules_per_byte
-    joules += num_bytes["interface link"] * memory.link_joules_per_byte
-    joules += arriving * scale * fabric.sram_joules_per_byte
+    levels, joules = over_hops(fabric, traffic.east, traffic.west, traffic.south, traffic.north)
+    scale = element_bytes * waste
+    accessed = outside * access_waste(
+        boxes, element_bytes, memory.access_bytes, is_gather=share != 1.0
+    )
+    joules = (
+        joules * scale
+        + accessed * memory.joules_per_byte
+        + outside * waste * memory.link_joules_per_byte
+        + arriving * waste * fabric.sram_joules_per_byte
+    )
     return TransferCost(
-        seconds=latency_s + max(max(link_s, memory_s) - first_packet_s(fabric), 0.0),
+        seconds=latency_s + max(max(link_s, way.memory_s) - first_packet_s(fabric), 0.0),
         latency_s=latency_s,
-        busy_s={Resource.LINK: link_s, Resource.HBM: memory_s},
-        num_bytes=num_bytes,
+        busy_s={Resource.LINK: link_s, Resource.HBM: way.memory_s},
+        num_bytes={
+            **{level: size * scale for level, size in levels.items()},
+            "interface link": outside * waste,
+            "HBM": accessed,
+        },
         joules=joules,
-        moved_bytes=arriving * element_bytes,
+        moved_bytes=arriving,
     )
 
 
-def access_waste(boxes: Boxes, element_bytes: float, access_bytes: int) -> float:
-    """By how much accesses of this size are larger than the runs of a node's box in a memory."""
+def access_waste(
+    boxes: Boxes, element_bytes: float, access_bytes: int, *, is_gather: bool = False
+) -> float:
+    """By how much accesses of this size are larger than the runs of a node's box in a memory.
+
+    Of a gather, a run is as long as the last dimension of the box.
+    """
     run = 1
     for first, end, size in reversed(list(zip(boxes.first, boxes.end, boxes.shape, strict=True))):
         extent = int((end - first).max())
         run *= max(extent, 1)
-        if extent < size:
+        if extent < size or is_gather:
             break
     run_bytes = run * element_bytes
     return float(-(-run_bytes // access_bytes) * access_bytes / run_bytes)
@@ -152,33 +168,39 @@ def _way_s(fabric: Fabric, memory: OuterMemory, boxes: Boxes) -> float:
 
 
 def _need(split: SplitBoxes, axis: Axis, is_multicast: bool) -> AxisNeed:
-    busy = split.busy(axis)
+    dims = tuple(dim.key for dim in split.along(axis))
+    return _need_along(dims, split.busy(axis).tobytes(), is_multicast)
+
+
+@lru_cache(maxsize=4096)
+def _need_along(dims: tuple[bytes, ...], places: bytes, is_multicast: bool) -> AxisNeed:
+    """Of the places that are busy, given the ranges of every dimension along the axis."""
+    busy = np.frombuffer(places, bool)
     length = len(busy)
-    dims = split.along(axis)
+    ranges = [np.frombuffer(dim, np.int64).reshape(2, length) for dim in dims]
     # One place that keeps all and serves all: what it sends over hops is what lies behind them.
     first = np.zeros(length, bool)
     first[0] = True
-    last = first[::-1]
     ways = [
-        follow_axis(
-            (), tuple(dim.key for dim in dims), 0, start.tobytes(), busy.tobytes(), is_multicast
-        )
-        for start in (first, last)
+        follow_axis((), dims, 0, start.tobytes(), places, is_multicast)
+        for start in (first, first[::-1])
     ]
-    each = split.extent(axis)
-    entering, forward, backward = _spread(dims, busy, each, is_multicast)
+    each = busy.astype(np.float64)
+    for low, high in ranges:
+        each = each * np.maximum(high - low, 0)
+    entering, forward, backward = _spread(ranges, busy, each, is_multicast)
     return AxisNeed(
         each=each,
         entering=entering,
         passed_on=(forward, backward),
-        beyond=ways[0].forward[0],
-        before=ways[1].backward[-1],
+        beyond=ways[0].forward[0].copy(),
+        before=ways[1].backward[-1].copy(),
         total=float(ways[0].all[0]),
     )
 
 
 def _spread(
-    dims: list[Ranges], busy: NDArray[np.bool_], each: Floats, is_multicast: bool
+    ranges: list[Ints], busy: NDArray[np.bool_], each: Floats, is_multicast: bool
 ) -> tuple[Floats, Floats, Floats]:
     """Where what several places need alike enters, and what of it passes every hop each way."""
     length = len(busy)
@@ -186,9 +208,8 @@ def _spread(
     if not is_multicast:
         return each, forward[:-1], backward[:-1]
     group = np.zeros(length, np.int64)
-    if dims:
-        ranges = np.concatenate([dim.ranges for dim in dims])
-        _, group = np.unique(ranges, axis=1, return_inverse=True)
+    if ranges:
+        _, group = np.unique(np.concatenate(ranges), axis=1, return_inverse=True)
         group = group.ravel()
     group = np.where(busy & (each > 0), group, -1)
     size = np.bincount(group + 1, minlength=length + 1)[group + 1]
@@ -208,7 +229,7 @@ def _traffic(
     fabric: Fabric,
     memory: OuterMemory,
     needs: tuple[AxisNeed, ...],
-    fixed: float,
+    total: float,
     *,
     is_at_home: bool,
     is_load: bool,
@@ -232,7 +253,7 @@ def _traffic(
             entering = np.full(count, across.total / count)
             done = np.arange(1, count) / count
             spread = (done * across.beyond, (1 - done) * across.before)
-        amount = share * fixed
+        amount = share * total
         inward = along.beyond if side in (Side.WEST, Side.NORTH) else along.before
         entry = np.outer(entering, inward) * amount
         forward, backward = (np.outer(way, along.each) * amount for way in spread)

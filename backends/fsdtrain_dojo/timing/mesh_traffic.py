@@ -60,7 +60,10 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
         np.prod([n.extent[0] for k, n in pairs if k.axis is None and n.axis is None], initial=1.0)
     )
     south, north = _column_phase(down, kept, needed, turned_rc)
-    east, west, sent = _row_phase(down_straight, across_straight, turned_rc, turned_cr)
+    row_phase = _row_phase
+    if (turned_rc or turned_cr) and not is_multicast:
+        row_phase = _row_phase_of_each
+    east, west, sent = row_phase(down_straight, across_straight, turned_rc, turned_cr)
     received = _received(kept, needed)
     turns = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
     return MeshTraffic(
@@ -168,6 +171,34 @@ def _row_phase(
     everything = from_row[:, None] * across.all * whole
     to_others = (down.others[:, None] * across.all + down.own[:, None] * across.others) * whole
     return east, west, np.minimum(everything, to_others)
+
+
+def _row_phase_of_each(
+    down: AxisTraffic,
+    across: AxisTraffic,
+    turned_rc: Sequence[tuple[Ranges, Ranges]],
+    turned_cr: Sequence[tuple[Ranges, Ranges]],
+) -> tuple[Floats, Floats, Floats]:
+    """As `_row_phase`, where nothing is copied on the way: sums over all pairs of nodes."""
+    rows, columns = len(down.all), len(across.all)
+    for_columns = np.ones((rows, columns))  # [r1, c2]
+    for have, need in turned_rc:
+        for_columns *= _overlap(have, need.ranges[0], need.ranges[1])
+    of_columns = np.ones((columns, rows))  # [c1, r2]
+    for have, need in turned_cr:
+        of_columns *= _overlap(have, need.ranges[0], need.ranges[1])
+    out_of = down.volume @ of_columns.T  # [r1, c1]
+    own = np.diag(down.volume)[:, None] * np.diag(across.volume) * for_columns * of_columns.T
+    east, west = np.zeros((rows, columns - 1)), np.zeros((rows, columns - 1))
+    sent = np.empty((rows, columns))
+    for row in range(rows):
+        pairs = across.volume * for_columns[row] * out_of[row][:, None]
+        sent[row] = pairs.sum(1)
+        above, below = np.triu(pairs, 1), np.tril(pairs, -1)
+        # Over the hop behind x go pairs (c1, c2) with c1 <= x < c2.
+        east[row] = (np.cumsum(above.sum(1)) - np.cumsum(above.sum(0)))[:-1]
+        west[row] = (np.cumsum(below.sum(0)) - np.cumsum(below.sum(1)))[:-1]
+    return east, west, sent - own
 
 
 def _hull_of_served(need: Ranges, down: AxisTraffic) -> tuple[Floats, Floats]:

@@ -6,17 +6,19 @@ and Gropp, PPoPP 2012, where all or pieces are wanted). Groups that interleave s
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fsdtrain_dojo.lowering.mapping import Axis, Storage
-from fsdtrain_dojo.lowering.program import Pattern, Transfer
-from fsdtrain_dojo.timing.box_axes import SplitBoxes, split_boxes
+from fsdtrain_dojo.lowering.mapping import Axis
+from fsdtrain_dojo.lowering.program import Pattern
+from fsdtrain_dojo.timing.box_axes import SplitBoxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.link_time import over_hops
-from fsdtrain_dojo.timing.memory_cost import cost_memory_store
+from fsdtrain_dojo.timing.memory_cost import cost_memory
 from fsdtrain_dojo.timing.reduce_line import (
     LineCost,
     ReduceLine,
@@ -25,20 +27,25 @@ from fsdtrain_dojo.timing.reduce_line import (
     ring_along,
 )
 
+Floats = NDArray[np.float64]
 Key = TypeVar("Key")
+REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
 Phase = tuple[Axis, LineCost, float]  # along which axis, how long, bytes of a block
 
 
-def cost_reduce(fabric: Fabric, transfer: Transfer, element_bytes: float) -> TransferCost:
-    """What combining partial results costs; see `cost_transfer`. A target outside comes on top."""
-    boxes = transfer.boxes
-    split = split_boxes(boxes)
-    block = float(boxes.num_elements.max(initial=0)) * element_bytes
-    lines = {axis: tuple(set(_lines(fabric, split, axis))) for axis in Axis}
-    phases = _choose(lines, block, transfer.pattern) if block else []
-    cost = _sum_phases(fabric, split, phases)
-    if transfer.target is not None and transfer.target.storage is Storage.HBM:
-        return _one_after_another(cost, cost_memory_store(fabric, boxes, element_bytes))
+def cost_reduce(
+    fabric: Fabric,
+    pattern: Pattern,
+    boxes: SplitBoxes,
+    element_bytes: float,
+    *,
+    is_outside: bool = False,
+) -> TransferCost:
+    """What combining partial results costs, and then storing them outside if they go there."""
+    cost = _sum_phases(fabric, boxes, _plan(fabric, pattern, boxes, element_bytes))
+    if is_outside:
+        store = cost_memory(fabric, boxes, element_bytes, is_load=False)
+        return _one_after_another(cost, store)
     return cost
 
 
@@ -116,37 +123,76 @@ def _phase(axis: Axis, costs: list[LineCost], block: float) -> list[Phase]:
     return [(axis, max(costs, key=lambda cost: cost.seconds), block)] if costs else []
 
 
-def _sum_phases(fabric: Fabric, split: SplitBoxes, phases: list[Phase]) -> TransferCost:
-    hops = {axis: _covered(fabric, split, axis) for axis in Axis}
-    seconds = link_s = add_s = joules = moved = 0.0
-    num_bytes: dict[str, float] = {}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReduceTraffic:
+    """Bytes over hops, how many arrive at nodes, how many are added; see `MeshTraffic`."""
+
+    east: Floats
+    west: Floats
+    south: Floats
+    north: Floats
+    arriving: float
+    added: float
+
+
+def route_reduce(
+    fabric: Fabric, pattern: Pattern, boxes: SplitBoxes, element_bytes: float
+) -> ReduceTraffic:
+    """What combining partial results moves."""
+    return _traffic(fabric, boxes, _plan(fabric, pattern, boxes, element_bytes))
+
+
+def _traffic(fabric: Fabric, split: SplitBoxes, phases: list[Phase]) -> ReduceTraffic:
     rows, columns = fabric.grid
-    nothing = (np.zeros((rows, columns - 1)), np.zeros((rows - 1, columns)))
+    ways = {
+        Axis.COLUMN: [np.zeros((rows, columns - 1)) for _ in range(2)],
+        Axis.ROW: [np.zeros((rows - 1, columns)) for _ in range(2)],
+    }
+    arriving = added = 0.0
     for axis, cost, block in phases:
-        seconds += cost.seconds
-        link_s += cost.link_s
-        add_s += cost.add_s
-        load = hops[axis][0] * cost.hop_blocks * block
-        along_rows = load if axis is Axis.COLUMN else nothing[0]
-        along_columns = load if axis is Axis.ROW else nothing[1]
-        levels, energy = over_hops(fabric, along_rows, nothing[0], along_columns, nothing[1])
-        for level, size in levels.items():
-            num_bytes[level] = num_bytes.get(level, 0.0) + size
-        moved_here = hops[axis][1] * block * max(cost.added_blocks, cost.hop_blocks / 2)
-        moved += moved_here
-        # Read to be sent, written on arrival; read twice and written once to be added.
-        joules += energy + 5 * moved_here * fabric.sram_joules_per_byte
+        over, num_groups = _covered(split, axis)
+        ways[axis][0] += over * (cost.down * block)
+        ways[axis][1] += over * (cost.up * block)
+        added += num_groups * block * cost.added_blocks
+        arriving += num_groups * block * cost.received_blocks
+    return ReduceTraffic(
+        east=ways[Axis.COLUMN][0],
+        west=ways[Axis.COLUMN][1],
+        south=ways[Axis.ROW][0],
+        north=ways[Axis.ROW][1],
+        arriving=arriving,
+        added=added,
+    )
+
+
+def _plan(fabric: Fabric, pattern: Pattern, split: SplitBoxes, element_bytes: float) -> list[Phase]:
+    block = split.largest * element_bytes
+    if not block:
+        return []
+    lines = {axis: tuple(set(_lines(fabric, split, axis))) for axis in Axis}
+    return _choose(lines, block, pattern)
+
+
+def _sum_phases(fabric: Fabric, split: SplitBoxes, phases: list[Phase]) -> TransferCost:
+    traffic = _traffic(fabric, split, phases)
+    num_bytes, joules = over_hops(fabric, traffic.east, traffic.west, traffic.south, traffic.north)
+    seconds = sum(cost.seconds for _, cost, _ in phases)
+    link_s = sum(cost.link_s for _, cost, _ in phases)
+    add_s = sum(cost.add_s for _, cost, _ in phases)
+    # Read to be sent, written on arrival; read twice and written once to be added.
+    accessed = 2 * traffic.arriving + 3 * traffic.added
+    joules += accessed * fabric.sram_joules_per_byte
     return TransferCost(
         seconds=seconds,
         latency_s=max(seconds - link_s - add_s, 0.0),
         busy_s={Resource.LINK: link_s, Resource.VECTOR: add_s} if phases else {},
         num_bytes=num_bytes,
         joules=joules,
-        moved_bytes=moved,
+        moved_bytes=traffic.arriving,
     )
 
 
-def _covered(fabric: Fabric, split: SplitBoxes, axis: Axis) -> tuple[np.ndarray, float]:
+def _covered(split: SplitBoxes, axis: Axis) -> tuple[Floats, float]:
     """How many groups lie over every hop of an axis, and how many groups there are in all."""
     count = np.zeros(len(split.busy(axis)))
     groups = [group for group in group_places(split, axis) if len(group) > 1]

@@ -113,20 +113,24 @@ class LineCost:
         seconds: all of it, the last addition included.
         add_s: that the busiest node adds for.
         link_s: that the busiest hop is busy.
-        hop_blocks: blocks that cross the mean hop, both ways together.
+        up: blocks that cross the mean hop towards the line's first node.
+        down: the other way.
         added_blocks: that all nodes add together.
+        received_blocks: that arrive at all nodes together.
         algorithm: "chain", "tree", "two-phase" or "ring".
     """
 
     seconds: float
     add_s: float
     link_s: float
-    hop_blocks: float
+    up: float
+    down: float
     added_blocks: float
+    received_blocks: float
     algorithm: str
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=16384)
 def reduce_along(line: ReduceLine, num_bytes: float) -> LineCost:
     """The quickest way to the first node of a line: chain, tree or two-phase."""
     packets = math.ceil(num_bytes / line.packet_bytes)
@@ -163,8 +167,10 @@ def reduce_along(line: ReduceLine, num_bytes: float) -> LineCost:
         seconds=seconds,
         add_s=adding,
         link_s=packets * line.packet_bytes * whole.max_byte_s,
-        hop_blocks=blocks,
+        up=blocks,
+        down=0.0,
         added_blocks=count - 1,
+        received_blocks=count - 1,
         algorithm=algorithm,
     )
 
@@ -177,7 +183,7 @@ def _chain(line: ReduceLine, hops: _Hops, chunks: Floats, packets: Floats) -> Fl
     return travel + (chunks - 1) * np.maximum(size * hops.max_byte_s, add)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=16384)
 def multicast_along(line: ReduceLine, num_bytes: float) -> LineCost:
     """From the first node to all others, copied by the routers."""
     size = math.ceil(num_bytes / line.packet_bytes) * line.packet_bytes
@@ -186,13 +192,15 @@ def multicast_along(line: ReduceLine, num_bytes: float) -> LineCost:
         seconds=sum(line.latency_s) + (size - line.packet_bytes) * slowest,
         add_s=0.0,
         link_s=size * slowest,
-        hop_blocks=1.0,
+        up=0.0,
+        down=1.0,
         added_blocks=0.0,
+        received_blocks=len(line) - 1,
         algorithm="multicast",
     )
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=16384)
 def ring_along(line: ReduceLine, num_bytes: float, is_adding: bool) -> LineCost:
     """Half an all-reduce over the folded line: reduce-scatter (adding) or all-gather."""
     count = len(line)
@@ -213,7 +221,9 @@ def ring_along(line: ReduceLine, num_bytes: float, is_adding: bool) -> LineCost:
         seconds=steps * busy + longest,
         add_s=add * steps,
         link_s=steps * size * float(byte_s.max()),
-        hop_blocks=2 * steps / count,
+        up=steps / count,
+        down=steps / count,
         added_blocks=float(steps) if is_adding else 0.0,
+        received_blocks=steps,
         algorithm="ring",
     )

@@ -10,38 +10,33 @@ from math import prod
 import numpy as np
 
 from fsdtrain_dojo.lowering.mapping import Boxes
+from fsdtrain_dojo.timing.box_axes import SplitBoxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.memory_cost import access_waste
 from fsdtrain_dojo.timing.switch_stages import SwitchStage
 
 
-def cost_switch_load(
+def cost_switch(
     fabric: Fabric,
-    needed: Boxes,
+    split: SplitBoxes,
     element_bytes: float,
     *,
+    is_load: bool,
     share: float = 1.0,
     resident_share: float = 0.0,
 ) -> TransferCost:
-    """From the memory to the nodes; arguments as in `cost_transfer`."""
-    assert fabric.memory is not None, "nodes at a switch work on values in memory"
-    by_node = needed.num_elements.ravel() * element_bytes * share
+    """From the memory to the nodes, or from them; arguments as in `cost_transfer`."""
+    memory = fabric.memory
+    assert memory is not None, "nodes at a switch work on values in memory"
+    boxes = split.boxes
+    by_node = boxes.num_elements.ravel() * (element_bytes * share)
+    waste = access_waste(boxes, element_bytes, memory.access_bytes, is_gather=share != 1.0)
     total = float(by_node.sum())
-    unique = min(total, prod(needed.shape) * element_bytes, _union(needed) * element_bytes)
-    return _cost(fabric, by_node, unique, resident_share, access(fabric, needed, element_bytes))
-
-
-def cost_switch_store(fabric: Fabric, boxes: Boxes, element_bytes: float) -> TransferCost:
-    """From the nodes to the memory."""
-    by_node = boxes.num_elements.ravel() * element_bytes
-    return _cost(fabric, by_node, float(by_node.sum()), 0.0, access(fabric, boxes, element_bytes))
-
-
-def access(fabric: Fabric, boxes: Boxes, element_bytes: float) -> float:
-    """See `access_waste`."""
-    assert fabric.memory is not None
-    return access_waste(boxes, element_bytes, fabric.memory.access_bytes)
+    if not is_load:
+        return _cost(fabric, by_node, total, 0.0, waste)
+    unique = min(total, prod(boxes.shape) * element_bytes, _union(boxes) * element_bytes)
+    return _cost(fabric, by_node, unique, resident_share, waste)
 
 
 def _union(boxes: Boxes) -> float:

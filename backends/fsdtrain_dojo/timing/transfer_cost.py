@@ -7,24 +7,25 @@ the longest way: what any schedule of these routes needs at least, and what flow
 evenly reach. MODELLED. Bytes, seconds, joules.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fsdtrain_dojo.lowering.mapping import Boxes, Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Transfer
 from fsdtrain_dojo.timing.axis_traffic import AxisTraffic
-from fsdtrain_dojo.timing.box_axes import split_boxes
+from fsdtrain_dojo.timing.box_axes import SplitBoxes, has_own, split_boxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.link_time import busiest_link_s, first_packet_s, over_hops, packet_waste
-from fsdtrain_dojo.timing.memory_cost import cost_memory_load, cost_memory_store
+from fsdtrain_dojo.timing.memory_cost import cost_memory
 from fsdtrain_dojo.timing.mesh_traffic import MeshTraffic, route_boxes
-from fsdtrain_dojo.timing.reduce_cost import cost_reduce
-from fsdtrain_dojo.timing.switch_cost import cost_switch_load, cost_switch_store
+from fsdtrain_dojo.timing.reduce_cost import REDUCTIONS, cost_reduce
+from fsdtrain_dojo.timing.switch_cost import cost_switch
 
 Floats = NDArray[np.float64]
 
-REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
 NOTHING = TransferCost(seconds=0.0, latency_s=0.0)
 
 
@@ -46,50 +47,52 @@ def cost_transfer(
             values, each node gets its own, and nothing is copied on the way.
         resident_share: of the value that lies in the cache behind the switch already.
     """
-    is_store = transfer.source is None
-    if not fabric.keeps_values:
-        if is_store:
-            return cost_switch_store(fabric, transfer.boxes, element_bytes)
-        return cost_switch_load(
-            fabric, transfer.boxes, element_bytes, share=share, resident_share=resident_share
-        )
-    if transfer.pattern in REDUCTIONS:
-        return cost_reduce(fabric, transfer, element_bytes)
-    if is_store:
-        to_memory = transfer.target is not None and transfer.target.storage is Storage.HBM
-        if to_memory:
-            return cost_memory_store(fabric, transfer.boxes, element_bytes)
-        if transfer.target is None or transfer.target.boxes is None:
-            return NOTHING
-        return cost_move(fabric, transfer.boxes, transfer.target.boxes, element_bytes)
     source = transfer.source
-    assert source is not None
-    if source.storage is Storage.HBM:
-        return cost_memory_load(fabric, transfer.boxes, element_bytes, share=share)
-    assert source.boxes is not None, transfer.value
-    return cost_move(fabric, source.boxes, transfer.boxes, element_bytes, share=share)
+    layout = transfer.target if source is None else source
+    other = split_boxes(layout.boxes) if layout is not None and layout.boxes is not None else None
+    return _cost_alike(
+        fabric,
+        transfer.pattern if transfer.pattern in REDUCTIONS else None,
+        source is not None,
+        layout.storage if layout is not None else None,
+        split_boxes(transfer.boxes),
+        other,
+        element_bytes,
+        share,
+        resident_share,
+    )
 
 
-def cost_move(
-    fabric: Fabric, kept: Boxes, needed: Boxes, element_bytes: float, *, share: float = 1.0
+@lru_cache(maxsize=16384)
+def _cost_alike(
+    fabric: Fabric,
+    reduction: Pattern | None,
+    is_load: bool,
+    storage: Storage | None,
+    boxes: SplitBoxes,
+    other: SplitBoxes | None,
+    element_bytes: float,
+    share: float,
+    resident_share: float,
 ) -> TransferCost:
-    """From nodes that keep boxes to nodes that need others; arguments as in `cost_transfer`."""
-    if has_own(kept, needed):
+    """Found once for all transfers that are alike."""
+    if not fabric.keeps_values:
+        return cost_switch(
+            fabric, boxes, element_bytes, is_load=is_load, share=share,
+            resident_share=resident_share,
+        )  # fmt: skip
+    if reduction is not None:
+        is_outside = storage is Storage.HBM
+        return cost_reduce(fabric, reduction, boxes, element_bytes, is_outside=is_outside)
+    if storage is Storage.HBM:
+        return cost_memory(fabric, boxes, element_bytes, share=share, is_load=is_load)
+    if other is None:
         return NOTHING
-    traffic = route_boxes(split_boxes(kept), split_boxes(needed), is_multicast=share == 1.0)
+    kept, needed = (other, boxes) if is_load else (boxes, other)
+    if has_own(kept.boxes, needed.boxes):
+        return NOTHING
+    traffic = route_boxes(kept, needed, is_multicast=share == 1.0)
     return _price(fabric, traffic, element_bytes * share)
-
-
-def has_own(kept: Boxes, needed: Boxes) -> bool:
-    """Whether every node has what it needs."""
-    if kept is needed:
-        return True
-    lacks = needed.busy & ~kept.busy
-    is_empty = np.zeros((1, 1), bool)
-    for have, until, want, end in zip(kept.first, kept.end, needed.first, needed.end, strict=True):
-        lacks = lacks | (needed.busy & ((want < have) | (end > until)))
-        is_empty = is_empty | (end <= want)
-    return not bool((lacks & ~is_empty).any())
 
 
 def classify(source: Layout, needed: Boxes) -> Pattern:
