@@ -51,7 +51,11 @@ def _span_problems(kernel: Kernel, access: Access, value: Value | None) -> Itera
     for dim, (span, size) in enumerate(zip(access.spans, value.shape, strict=True)):
         if any(not 0 <= loop < len(kernel.loops) for loop, _ in span.terms):
             yield f"dimension {dim} runs over loops that there are not: {span}"
-        elif any(scale < 1 for _, scale in span.terms) or span.divide < 1 or span.low > span.high:
+        elif (
+            any(scale < 1 for _, scale in span.terms)
+            or span.divide < 1
+            or span.low >= span.high + span.divide  # less far apart, it is empty at some points
+        ):
             yield f"dimension {dim} has a span that runs backwards: {span}"
         else:
             first, end = span.touched(ranges, size)
