@@ -14,8 +14,9 @@ the program's own all-reduce, so nothing is sent twice.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fsdtrain_dojo.network.closed_forms import Line, choose_reduce, part, ring_clocks
+from fsdtrain_dojo.network.closed_forms import Line, choose_reduce, part
 from fsdtrain_dojo.scale.join import Join
+from fsdtrain_dojo.scale.rings import parallel_ring_clocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,16 @@ class _OnMesh:
 
 
 def _bucket(join: Join, num_bytes: float, *, rows_first: bool) -> _OnMesh:
-    """Reduce-scatter and all-gather, by `closed_forms.ring_clocks` along both axes."""
-    first, second = (join.row, join.column) if rows_first else (join.column, join.row)
-    parts = num_bytes / len(first)
-    scatter = _scatter_s(join, first, num_bytes) + _scatter_s(join, second, parts)
-    gather = _gather_s(join, second, parts) + _gather_s(join, first, num_bytes)
+    """Reduce-scatter and all-gather around rings along both axes; see `rings.py`.
+
+    Each phase waits for all of the one before. On a network, parts that come early go on early:
+    the packet model is up to 12 % quicker.
+    """
+    axes = [(join.row, join.nodes_along_row), (join.column, join.nodes_along_column)]
+    first, second = axes if rows_first else axes[::-1]
+    share = num_bytes / len(first[0])
+    scatter = _scatter_s(join, *first, num_bytes) + _scatter_s(join, *second, share)
+    gather = _gather_s(join, *second, share) + _gather_s(join, *first, num_bytes)
     return _OnMesh(
         scatter_s=scatter,
         gather_s=gather,
@@ -108,19 +114,21 @@ def _bucket(join: Join, num_bytes: float, *, rows_first: bool) -> _OnMesh:
     )
 
 
-def _scatter_s(join: Join, line: Line, num_bytes: float) -> float:
+def _scatter_s(join: Join, line: Line, num_parts: int, num_bytes: float) -> float:
     """With the addition of what arrives last."""
     if len(line) == 1:
         return 0.0
     add_s = add_seconds(join, num_bytes / len(line), join.num_nodes)
-    clocks = ring_clocks(line, num_bytes, add_clocks=add_s * join.clock_hz, phase="reduce_scatter")
+    clocks = parallel_ring_clocks(
+        line, num_bytes, num_parts=num_parts, add_clocks=add_s * join.clock_hz
+    )
     return clocks / join.clock_hz + add_s
 
 
-def _gather_s(join: Join, line: Line, num_bytes: float) -> float:
+def _gather_s(join: Join, line: Line, num_parts: int, num_bytes: float) -> float:
     if len(line) == 1:
         return 0.0
-    return ring_clocks(line, num_bytes, phase="all_gather") / join.clock_hz
+    return parallel_ring_clocks(line, num_bytes, num_parts=num_parts) / join.clock_hz
 
 
 def add_seconds(join: Join, num_bytes: float, num_nodes: int) -> float:

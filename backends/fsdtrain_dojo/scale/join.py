@@ -73,6 +73,8 @@ class Join:
         num_replicas: homes in the machine.
         row: homes side by side, a packet of which is one packet of every row of nodes.
         column: likewise, of every column.
+        nodes_along_row: of a home; they share the links that lead along the row.
+        nodes_along_column: likewise.
         row_joules_per_byte: of the hops of `row`.
         column_joules_per_byte: of the hops of `column`.
         num_meshes: grids of homes that the network joins; or homes, where they span meshes.
@@ -88,6 +90,8 @@ class Join:
     num_replicas: int
     row: Line
     column: Line
+    nodes_along_row: int
+    nodes_along_column: int
     row_joules_per_byte: tuple[float, ...]
     column_joules_per_byte: tuple[float, ...]
     num_meshes: int
@@ -134,6 +138,8 @@ def join_homes(machine: Machine, level_name: str, block: Block | None = None) ->
         column=_line(
             column_hops, node.clock_hz, grid.packet_bytes * grid.slice_columns * block.columns
         ),
+        nodes_along_row=grid.slice_columns * block.columns,
+        nodes_along_column=grid.slice_rows * block.rows,
         row_joules_per_byte=tuple(each.joules_per_byte for each in row_hops),
         column_joules_per_byte=tuple(each.joules_per_byte for each in column_hops),
         num_meshes=num_meshes,
