@@ -121,6 +121,7 @@ def finishes(
             boxes=divided_boxes(value.shape, scattered, grid),
             division=scattered,
         )
+        return
     root = _root(kernel, mapping, grid)
     yield Finish(
         pattern=Pattern.REDUCE,

@@ -18,6 +18,9 @@ class Resource(Enum):
     HBM = "HBM"
     NETWORK = "network"  # between machines: TTPoE, NVLink
 
+    # Members are compared by identity; Enum's own hash takes a call of Python for each look-up.
+    __hash__ = object.__hash__
+
 
 class Bound(Enum):
     """Why a kernel does not end sooner."""

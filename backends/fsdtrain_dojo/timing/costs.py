@@ -14,12 +14,12 @@ from fsdtrain_dojo.lowering.mapping import Mapping as NodeMapping
 from fsdtrain_dojo.lowering.passes.tile_kernels import Tiling, choose_steps
 from fsdtrain_dojo.lowering.program import Pattern, Step, Transfer
 from fsdtrain_dojo.machine.schema import Machine
-from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
+from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import build_fabric
 from fsdtrain_dojo.timing.kernel_time import time_kernel
 from fsdtrain_dojo.timing.kernel_work import describe_work, nodes_time
 from fsdtrain_dojo.timing.node_time import SUM_BYTES
-from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, classify, cost_transfer
+from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, cost_transfer, has_own
 
 _Key = TypeVar("_Key")
 
@@ -37,7 +37,7 @@ class Costs:
         self.machine = machine
         self.fabric = build_fabric(machine)
         self._boxes: dict[object, Boxes] = {}
-        self._loads: dict[object, tuple[Pattern, TransferCost]] = {}
+        self._loads: dict[object, TransferCost] = {}
         self._stores: dict[object, TransferCost] = {}
         self._kept: list[object] = []  # whose ids are keys
 
@@ -62,20 +62,20 @@ class Costs:
             self._boxes[key] = divided_boxes(shape, division, self.fabric.grid)
         return self._boxes[key]
 
-    def load(
-        self, source: Layout, boxes: Boxes, value: Value, share: float
-    ) -> tuple[Pattern, TransferCost]:
-        """What it looks like and costs to bring boxes of a value from where it is kept."""
+    def load(self, source: Layout, boxes: Boxes, value: Value, share: float) -> TransferCost:
+        """What it costs to bring boxes of a value from where it is kept; NOTHING: there already."""
         key = (source.storage, id(source.boxes), id(boxes), value.element_bytes, share)
         if key not in self._loads:
             self._kept += [source.boxes, boxes]
-            pattern = classify(source, boxes)
-            if pattern is Pattern.LOCAL:
-                self._loads[key] = pattern, NOTHING
+            if source.boxes is not None and has_own(source.boxes, boxes):
+                self._loads[key] = NOTHING
             else:
-                transfer = Transfer(value=value.name, pattern=pattern, boxes=boxes, source=source)
-                cost = cost_transfer(self.fabric, transfer, value.element_bytes, share=share)
-                self._loads[key] = pattern, cost
+                transfer = Transfer(
+                    value=value.name, pattern=Pattern.SCATTER, boxes=boxes, source=source
+                )
+                self._loads[key] = cost_transfer(
+                    self.fabric, transfer, value.element_bytes, share=share
+                )
         return self._loads[key]
 
     def store(self, transfer: Transfer, value: Value) -> TransferCost:
@@ -112,13 +112,27 @@ class Costs:
                 grains[long[0]] = grain
         return tuple(grains)
 
+    def least_with_transfers(
+        self,
+        compute_s: float,
+        load_costs: Sequence[TransferCost],
+        store_costs: Sequence[TransferCost],
+    ) -> float:
+        """The least time with these transfers, if all of them went on while units compute."""
+        busy = dict[Resource, float]()
+        for cost in (*load_costs, *store_costs):
+            for resource, seconds in cost.busy_s.items():
+                busy[resource] = busy.get(resource, 0.0) + seconds
+        latency = max((cost.latency_s for cost in load_costs), default=0.0)
+        latency += max((cost.latency_s for cost in store_costs), default=0.0)
+        return self.machine.op_start_s + max([compute_s, *busy.values()]) + latency
+
     def tile(
         self,
         kernel: Kernel,
         mapping: NodeMapping,
         values: Mapping[str, Value],
         free_bytes: float,
-        loads: Sequence[Transfer],
         stores: Sequence[Transfer],
         load_costs: Sequence[TransferCost],
         store_costs: Sequence[TransferCost],
@@ -135,7 +149,7 @@ class Costs:
             free_bytes=free_bytes,
             load_costs=load_costs,
             store_costs=_by_result(kernel, mapping, store_costs),
-            local_loads=[each.pattern is Pattern.LOCAL for each in loads],
+            local_loads=[cost is NOTHING for cost in load_costs],
             local_stores=_local_results(kernel, mapping, stores),
         )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from fsdtrain_dojo.lowering.kernel import Value
+from fsdtrain_dojo.lowering.mapping import Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs
@@ -94,11 +95,12 @@ class _Schedule:
         self.steps: list[StepTime] = []
         self.intervals: list[Interval] = []
         self.spills: dict[int, list[Transfer]] = {}
+        self.fetches: dict[int, list[Transfer]] = {}
         self._note_spills()
 
     def _note_spills(self) -> None:
-        """Values that were made in the nodes and have to be written out before a step."""
-        targets = {
+        """Values that have to be written out before a step, and those that come back."""
+        places = {
             store.value: store.target for step in self.program.steps for store in step.stores
         } | dict(self.program.initial)
         made = {
@@ -106,15 +108,24 @@ class _Schedule:
             for number, step in enumerate(self.program.steps)
             for store in step.stores
         }
+        written = set()
         for spill in self.program.spills:
-            target = targets[spill.value]
-            if spill.out_before < 0 or made.get(spill.value) == spill.out_before:
+            place = places[spill.value]
+            if spill.out_before < 0 or place is None or place.boxes is None:
                 continue  # it has never been in the nodes
-            assert target is not None
-            if target.boxes is not None:
+            if made.get(spill.value) != spill.out_before and spill.value not in written:
                 self.spills.setdefault(spill.out_before, []).append(
-                    Transfer(value=spill.value, pattern=Pattern.HBM_STORE, boxes=target.boxes)
+                    Transfer(value=spill.value, pattern=Pattern.HBM_STORE, boxes=place.boxes)
                 )
+            written.add(spill.value)
+            if spill.back_before is not None:
+                back = Transfer(
+                    value=spill.value,
+                    pattern=Pattern.HBM_LOAD,
+                    boxes=place.boxes,
+                    source=Layout(storage=Storage.HBM),
+                )
+                self.fetches.setdefault(spill.back_before, []).append(back)
 
     def run(self, number: int, step: Step) -> None:
         """Put one step behind those before it."""
@@ -123,7 +134,8 @@ class _Schedule:
             self._send(number, transfer, self.now, self.now, 1)
         loads = [self._load(each, step, index) for index, each in enumerate(step.loads)]
         inner = [NOTHING if cost.busy_s.get(Resource.HBM) else cost for cost in loads]
-        outer = [cost for cost in loads if cost.busy_s.get(Resource.HBM)]
+        fetches = [self._fetch(each) for each in self.fetches.get(number, ())]
+        outer = [*(cost for cost in loads if cost.busy_s.get(Resource.HBM)), *fetches]
         later = [each for each in step.stores if self._can_travel(each)]
         stores = [self.costs.store(each, values[each.value]) for each in step.stores]
         at_once = [
@@ -137,7 +149,8 @@ class _Schedule:
         if is_early:
             end = max(end, self._occupy(Resource.HBM, number, outer, self.last_start))
         else:
-            self._occupy(Resource.HBM, number, outer, start)
+            there = self._occupy(Resource.HBM, number, outer, start)
+            end = max(end, there) if fetches else end
         end = max(end, self._occupy(Resource.LINK, number, [*inner, *at_once], start))
         for resource in (Resource.MATRIX, Resource.VECTOR, Resource.SRAM_PORT):
             busy = time.busy_s.get(resource, 0.0)
@@ -157,7 +170,11 @@ class _Schedule:
     def _load(self, load: Transfer, step: Step, index: int) -> TransferCost:
         assert load.source is not None
         value, share = self._value(load), step.kernel.loaded[index].gathered_share
-        return self.costs.load(load.source, load.boxes, value, share)[1]
+        return self.costs.load(load.source, load.boxes, value, share)
+
+    def _fetch(self, transfer: Transfer) -> TransferCost:
+        assert transfer.source is not None
+        return self.costs.load(transfer.source, transfer.boxes, self._value(transfer), 1.0)
 
     def _value(self, transfer: Transfer) -> Value:
         return self.program.graph.values[transfer.value]

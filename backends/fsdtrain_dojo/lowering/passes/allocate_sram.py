@@ -63,6 +63,17 @@ class _Resident:
     num_bytes: NDArray[np.int64]  # at every node
 
 
+@dataclass(kw_only=True)
+class _Away:
+    """A time during which a value is outside: steps from `first` to before `end`."""
+
+    first: int
+    end: int | None = None
+
+    def has(self, number: int) -> bool:
+        return self.first <= number and (self.end is None or number < self.end)
+
+
 @dataclass
 class _Memory:
     """The nodes' memories while the program is walked through."""
@@ -71,7 +82,7 @@ class _Memory:
     costs: Costs
     residents: dict[str, _Resident] = field(default_factory=dict)
     always_outside: set[str] = field(default_factory=set)  # of WEIGHT and STATE
-    outside_from: dict[str, int] = field(default_factory=dict)  # the step before which it went
+    away: dict[str, list[_Away]] = field(default_factory=dict)
     spills: list[Spill] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
 
@@ -82,12 +93,14 @@ class _Memory:
         self.occupied = np.zeros(self.program.grid, np.int64)
         self._sizes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._kept: list[Boxes] = []  # ids of these are keys
+        self._boxes: dict[str, Boxes] = {}  # of every value that has been in the nodes
         for name, layout in self.program.initial.items():
             assert layout.boxes is not None
             self._add(name, layout.boxes)
 
     def _add(self, name: str, boxes: Boxes) -> None:
         value = self.graph.values[name]
+        self._boxes[name] = boxes
         num_bytes = self._bytes_of(boxes, value.element_bytes)
         self.residents[name] = _Resident(value=value, num_bytes=num_bytes)
         self.occupied = self.occupied + num_bytes
@@ -116,11 +129,29 @@ class _Memory:
                     self._add(store.value, store.target.boxes)
         mine = {each.value for each in (*step.loads, *step.stores)}
         step = self._make_room(number, step, mine)
+        for name in {each.value for each in step.loads}:
+            self._bring_back(number, step, name)
         self.used.append(int(self.occupied.max()) + step.working_bytes)
         for name in mine:
             if name in self.residents and self.program.last_use.get(name) == number:
                 self._remove(name)
         return step
+
+    def _bring_back(self, number: int, step: Step, name: str) -> None:
+        """Let a value that was out stay in from here on, if there is room and it is read again."""
+        stays = self.away.get(name)
+        if not stays or stays[-1].end is not None:
+            return
+        if stays[-1].first == number or self._next_use(name, number + 1) >= len(self.program.steps):
+            return
+        value = self.graph.values[name]
+        num_bytes = self._bytes_of(self._boxes[name], value.element_bytes)
+        if int((self.occupied + num_bytes).max()) + step.working_bytes > self.capacity:
+            return
+        stays[-1].end = number
+        self._add(name, self._boxes[name])
+        last = max(i for i, spill in enumerate(self.spills) if spill.value == name)
+        self.spills[last] = replace(self.spills[last], back_before=number)
 
     def _make_room(self, number: int, step: Step, mine: set[str]) -> Step:
         working = step.working_bytes
@@ -147,15 +178,15 @@ class _Memory:
             self._spill(largest, number)
             free = self.capacity - int(self.occupied.max())
             values = self.graph.values
-            moved = with_outside(step, self._is_outside)
+            moved = with_outside(step, partial(self.is_outside_at, number))
             shares = [access.gathered_share for access in step.kernel.loaded]
             load_costs = [
-                self.costs.load(_source(each), each.boxes, values[each.value], share)[1]
+                self.costs.load(_source(each), each.boxes, values[each.value], share)
                 for each, share in zip(moved.loads, shares, strict=True)
             ]
             store_costs = [self.costs.store(each, values[each.value]) for each in moved.stores]
             tiling = self.costs.tile(
-                step.kernel, step.mapping, values, max(free, 0), moved.loads, moved.stores,
+                step.kernel, step.mapping, values, max(free, 0), moved.stores,
                 load_costs, store_costs,
             )  # fmt: skip
             if not isinstance(tiling, str):
@@ -166,12 +197,11 @@ class _Memory:
                     working_bytes=tiling.working_bytes,
                 )
 
-    def _is_outside(self, name: str) -> bool:
-        return name in self.always_outside or name in self.outside_from
-
     def is_outside_at(self, number: int, name: str) -> bool:
-        """Whether a value lies outside during a step, now that all is known."""
-        return name in self.always_outside or self.outside_from.get(name, number + 1) <= number
+        """Whether a value lies outside during a step."""
+        return name in self.always_outside or any(
+            each.has(number) for each in self.away.get(name, ())
+        )
 
     def _next_use(self, name: str, number: int) -> int:
         later = [use for use in self.uses.get(name, ()) if use >= number]
@@ -184,7 +214,7 @@ class _Memory:
             self.always_outside |= {name, self.graph.renews.get(name, name)}
             self.always_outside |= {new for new, old in self.graph.renews.items() if old == name}
         else:
-            self.outside_from[name] = number
+            self.away.setdefault(name, []).append(_Away(first=number))
         self.spills.append(
             Spill(
                 value=name,

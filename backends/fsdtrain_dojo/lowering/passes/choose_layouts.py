@@ -34,9 +34,10 @@ from fsdtrain_dojo.lowering.mapping import (
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
-from fsdtrain_dojo.timing.costs import Costs
+from fsdtrain_dojo.timing.costs import NOTHING, Costs
+from fsdtrain_dojo.timing.transfer_cost import classify
 
-MAX_EVALUATIONS = 24  # mappings of one kernel whose transfers are looked at
+MAX_EVALUATIONS = 16  # mappings of one kernel whose transfers are looked at
 NUM_EXPLAINED = 4
 # Numbers that all nodes need lie at all of them, and are computed by each for itself.
 EVERYWHERE_BYTES = 64
@@ -77,8 +78,24 @@ class _Choice:
     loads: tuple[tuple[Pattern, Boxes], ...]
     working_bytes: int
     buffers: int
-    time: KernelTime
     why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A mapping with its transfers, not yet divided over time.
+
+    It takes `least_s` in any case, and `later_s` when the optimiser reads its results.
+    """
+
+    mapping: Mapping
+    finish: tuple[Finish, ...]
+    boxes: tuple[Boxes, ...]
+    stores: tuple[Transfer, ...]
+    load_costs: tuple[TransferCost, ...]
+    store_costs: tuple[TransferCost, ...]
+    least_s: float
+    later_s: float
 
 
 class _Walk:
@@ -198,60 +215,65 @@ class _Walk:
         Raises:
             BackendError: none fits.
         """
-        weighed: list[tuple[float, int, _Choice]] = []
+        weighed: list[tuple[float, int, _Choice, KernelTime]] = []
         reasons: list[str] = []
         best = float("inf")
-        for bound, mapping in self._candidates(kernel):
-            if bound >= best:
-                break
-            for finish in self._finishes(kernel, mapping):
-                choice = self._evaluate(kernel, mapping, finish, budget)
-                if isinstance(choice, str):
-                    reasons.append(choice)
+        for candidates in self._candidates(kernel):
+            drafts = [
+                self._draft(kernel, mapping, finish, compute_s)
+                for compute_s, mapping in candidates
+                if compute_s < best
+                for finish in self._finishes(kernel, mapping)
+            ]
+            for draft in sorted(drafts, key=lambda each: each.least_s + each.later_s):
+                if draft.least_s + draft.later_s >= best:
+                    break
+                found = self._evaluate(kernel, draft, budget)
+                if isinstance(found, str):
+                    reasons.append(found)
                     continue
-                weighed.append((choice.time.seconds, len(weighed), choice))
-                best = min(best, choice.time.seconds)
+                seconds = found[1].seconds + draft.later_s
+                weighed.append((seconds, len(weighed), *found))
+                best = min(best, seconds)
         if not weighed:
             raise self.costs.does_not_fit(kernel, reasons)
         weighed.sort()
+        chosen = weighed[0][2]
         why = tuple(
-            describe_choice(kernel, each.mapping, each.time)
-            for _, _, each in weighed[:NUM_EXPLAINED]
+            describe_choice(kernel, each.mapping, time)
+            for _, _, each, time in weighed[:NUM_EXPLAINED]
         )
-        return replace(weighed[0][2], why=why)
+        sources = [self.places[access.value].layout for access in kernel.loaded]
+        loads = tuple(
+            (classify(source, boxes), boxes)
+            for source, (_, boxes) in zip(sources, chosen.loads, strict=True)
+        )
+        return replace(chosen, why=why, loads=loads)
 
-    def _candidates(self, kernel: Kernel) -> Iterator[tuple[float, Mapping]]:
-        """Mappings with the least time that their largest share can take; the least first."""
+    def _candidates(self, kernel: Kernel) -> Iterator[list[tuple[float, Mapping]]]:
+        """Mappings with the least time that their largest share takes, in groups.
+
+        First those that follow a value, which are often the best, and let others be passed over.
+        """
         if self._is_everywhere(kernel):
-            yield 0.0, Mapping(is_everywhere=True)
+            yield [(0.0, Mapping(is_everywhere=True))]
             return
         followed = self._followed(kernel)
         if kernel.phase is Phase.OPTIMIZER and followed:
-            yield 0.0, followed[0]
+            yield [(0.0, followed[0])]
             return
-        grains = self.costs.grains(kernel)
+        values = self.graph.values
+
+        def least(mapping: Mapping) -> float:
+            return self.costs.least_seconds(kernel, values, largest_share(kernel, mapping))
+
+        yield [(least(mapping), mapping) for mapping in followed]
+        others = divisions(kernel, self.grid, self.costs.grains(kernel))
         ranked = heapq.nsmallest(
             MAX_EVALUATIONS,
-            (
-                (
-                    self.costs.least_seconds(
-                        kernel, self.graph.values, largest_share(kernel, mapping)
-                    ),
-                    number,
-                    mapping,
-                )
-                for number, mapping in enumerate(divisions(kernel, self.grid, grains))
-            ),
+            ((least(mapping), number, mapping) for number, mapping in enumerate(others)),
         )
-        first = [
-            (
-                self.costs.least_seconds(kernel, self.graph.values, largest_share(kernel, mapping)),
-                mapping,
-            )
-            for mapping in followed
-        ]
-        rest = [(bound, mapping) for bound, _, mapping in ranked if mapping not in followed]
-        yield from sorted([*first, *rest], key=lambda pair: pair[0])
+        yield [(compute_s, each) for compute_s, _, each in ranked if each not in followed]
 
     def _is_everywhere(self, kernel: Kernel) -> bool:
         """Whether all that the kernel touches is a few numbers that every node has."""
@@ -316,42 +338,73 @@ class _Walk:
         pattern = Pattern.SCATTER if finish.pattern is Pattern.LOCAL else finish.pattern
         return Finish(pattern=pattern, boxes=old.layout.boxes, division=old.division)
 
-    def _evaluate(
-        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], budget: int
-    ) -> _Choice | str:
-        """The choice with its time, or why it does not fit."""
+    def _draft(
+        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], compute_s: float
+    ) -> _Draft:
         values = self.graph.values
-        loads: list[Transfer] = []
-        load_costs: list[TransferCost] = []
+        boxes, load_costs = [], []
         for access in kernel.loaded:
             value, layout = values[access.value], self.places[access.value].layout
-            boxes = self.costs.boxes(kernel, access, mapping, value)
-            pattern, cost = self.costs.load(layout, boxes, value, access.gathered_share)
-            loads.append(Transfer(value=access.value, pattern=pattern, boxes=boxes, source=layout))
-            load_costs.append(cost)
+            boxes.append(self.costs.boxes(kernel, access, mapping, value))
+            load_costs.append(self.costs.load(layout, boxes[-1], value, access.gathered_share))
         stores = tuple(self._stores(kernel, mapping, finish))
         store_costs = [self.costs.store(each, values[each.value]) for each in stores]
+        return _Draft(
+            mapping=mapping,
+            finish=finish,
+            boxes=tuple(boxes),
+            stores=stores,
+            load_costs=tuple(load_costs),
+            store_costs=tuple(store_costs),
+            least_s=self.costs.least_with_transfers(compute_s, load_costs, store_costs),
+            later_s=self._later_seconds(kernel, mapping, finish),
+        )
+
+    def _later_seconds(
+        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...]
+    ) -> float:
+        """To bring gradients of weights to where these lie."""
+        if kernel.phase is not Phase.BACKWARD or not self.costs.fabric.keeps_values:
+            return 0.0
+        total = 0.0
+        for access, each in zip(settled(kernel, mapping), finish, strict=True):
+            readers = self.readers.get(access.value, ())
+            if any(reader.phase is Phase.OPTIMIZER for reader in readers):
+                value = self.graph.values[access.value]
+                home = self.costs.divided(value.shape, home_division(value.shape, self.grid))
+                source = Layout(storage=Storage.SRAM, boxes=each.boxes)
+                total += self.costs.load(source, home, value, 1.0).seconds
+        return total
+
+    def _evaluate(
+        self, kernel: Kernel, draft: _Draft, budget: int
+    ) -> tuple[_Choice, KernelTime] | str:
+        """The choice with its time, or why it does not fit."""
+        values = self.graph.values
         tiling = self.costs.tile(
-            kernel, mapping, values, budget, loads, stores, load_costs, store_costs
+            kernel,
+            draft.mapping,
+            values,
+            budget,
+            draft.stores,
+            draft.load_costs,
+            draft.store_costs,
         )
         if isinstance(tiling, str):
             return tiling
-        step = Step(
-            kernel=kernel,
+        loads = tuple(
+            (Pattern.LOCAL if cost is NOTHING else Pattern.SCATTER, boxes)
+            for cost, boxes in zip(draft.load_costs, draft.boxes, strict=True)
+        )
+        choice = _Choice(
             mapping=tiling.mapping,
-            loads=tuple(loads),
-            stores=stores,
+            finish=draft.finish,
+            loads=loads,
             working_bytes=tiling.working_bytes,
             buffers=tiling.buffers,
         )
-        return _Choice(
-            mapping=tiling.mapping,
-            finish=finish,
-            loads=tuple((each.pattern, each.boxes) for each in loads),
-            working_bytes=tiling.working_bytes,
-            buffers=tiling.buffers,
-            time=self.costs.time(step, load_costs, store_costs, values),
-        )
+        step = self._step(kernel, choice)
+        return choice, self.costs.time(step, draft.load_costs, draft.store_costs, values)
 
 
 def describe_choice(kernel: Kernel, mapping: Mapping, time: KernelTime) -> str:
