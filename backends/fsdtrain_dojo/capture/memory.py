@@ -137,7 +137,7 @@ def _as_strided_of(base: Argument) -> Callable[..., Any]:
 
     def as_strided(tensor: Tensor, *args: Any) -> Tensor:
         if tensor.stride() != strides:
-            tensor = torch.empty_strided(size, strides).copy_(tensor)
+            tensor = tensor.new_empty_strided(size, strides).copy_(tensor)
         return tensor.as_strided(*args)
 
     return as_strided

@@ -9,7 +9,7 @@ graphs there are and what their inputs are, the caller knows.
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +70,13 @@ class CallList:
         return value
 
     def add_graph(
-        self, module: GraphModule, inputs: Mapping[Node, Value], phase: Phase, *, prefix: str = ""
+        self,
+        module: GraphModule,
+        inputs: Mapping[Node, Value],
+        phase: Phase,
+        *,
+        prefix: str = "",
+        only: Collection[Node] | None = None,
     ) -> dict[Node, Value]:
         """Append the calls of a graph; the value of each of its nodes that is a tensor.
 
@@ -79,9 +85,12 @@ class CallList:
             inputs: the values of its placeholders; those that nobody reads may be missing.
             phase: of the step.
             prefix: of the names of its values.
+            only: the nodes to add; None: all.
         """
         found = dict(inputs)
         for node in module.graph.nodes:
+            if only is not None and node not in only:
+                continue
             original = alias_of(node) if node.op == "call_function" else None
             if original is not None:
                 found[node] = found[original]

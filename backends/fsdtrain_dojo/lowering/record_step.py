@@ -11,30 +11,21 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.fx import GraphModule, Node
 from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.capture.compiler import (
-    NOT_CAPTURED,
-    explain,
-    refuse_autocast,
-    set_up_capture,
     trace_step,
 )
 from fsdtrain_dojo.capture.program import Program
-from fsdtrain_dojo.formats import Format
 from fsdtrain_dojo.lowering.describe.building import call_with
-from fsdtrain_dojo.lowering.graph_calls import CallList, Storage, storage_of, without_dead
+from fsdtrain_dojo.lowering.dry_capture import RecordedError, give_up
+from fsdtrain_dojo.lowering.graph_calls import CallList, storage_of, without_dead
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
 from fsdtrain_dojo.lowering.op_call import OpCall
-from fsdtrain_dojo.optimizer import (
-    check_owned,
-    compile_update,
-    mark_states,
-    sites_of_states,
-)
+from fsdtrain_dojo.lowering.record_update import add_update
+from fsdtrain_dojo.optimizer import check_owned
 from fsdtrain_dojo.recipe import Recipe, Role
 
 
@@ -72,7 +63,7 @@ def record_step(
 
     Args:
         module: in the mode that it trains in.
-        batch: its input.
+        batch: its input; module and batch may be fake tensors (FakeTensorMode).
         optimizer: of the module's weights; None: the step ends with their gradients.
         recipe: the formats that values are stored in.
         run: from module and batch to the loss; None: module(batch).loss.
@@ -86,15 +77,18 @@ def record_step(
         graphs, examples, places = _capture(
             lambda: loss_of(module, batch), recipe=recipe, names=recording.weight_names
         )
-    if Phase.BACKWARD not in graphs:
-        raise BackendError(
-            "the step's loss depends on no weight with requires_grad: there is nothing to train"
-        )
     inputs = recording.add_inputs(examples, places)
-    gradients = recording.add_halves(graphs, inputs)
+    gradients = recording.add_halves(graphs, inputs) if Phase.BACKWARD in graphs else {}
+    if not gradients:
+        raise BackendError(
+            "no weight of the module gets a gradient from the step's loss: there is nothing to "
+            "train; set requires_grad, and keep modules that cannot be held in memory as fake "
+            "tensors (torch._subclasses.FakeTensorMode) rather than on the meta device, where "
+            "PyTorch has no gradient of the cross entropy"
+        )
     if optimizer is not None:
         check_owned(optimizer, recording.weight_names)
-        recording.add_update(optimizer, gradients)
+        add_update(recording.list, optimizer, recording.weight_names, gradients, recipe)
     return recording.finish(gradients)
 
 
@@ -149,10 +143,6 @@ def _default_loss(module: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-class _RecordedError(Exception):
-    """Thrown to leave torch.compile when the graphs are there."""
-
-
 @contextmanager
 def _without_compiled_calls(module: nn.Module) -> Iterator[None]:
     """While recording, a module that is compiled is called as it was written."""
@@ -168,19 +158,6 @@ def _without_compiled_calls(module: nn.Module) -> Iterator[None]:
     finally:
         for each, call in compiled.items():
             each._compiled_call_impl = call
-
-
-def _give_up(function: Callable[[], Any]) -> None:
-    """Call a compiled function whose capture ends with `_RecordedError`."""
-    set_up_capture()
-    refuse_autocast()
-    try:
-        function()
-    except TorchDynamoException as error:
-        if isinstance(getattr(error, "inner_exception", None), _RecordedError):
-            return
-        raise explain(error) from error
-    raise BackendError(NOT_CAPTURED)
 
 
 def _never_run(module: GraphModule) -> Program:
@@ -226,9 +203,9 @@ def _capture(
                 build_backward=keep(Phase.BACKWARD),
                 build_inference=keep(Phase.FORWARD),
             )
-        raise _RecordedError
+        raise RecordedError
 
-    _give_up(torch.compile(function, backend=backend, fullgraph=True, dynamic=False))
+    give_up(torch.compile(function, backend=backend, fullgraph=True, dynamic=False))
     return graphs, inputs, places
 
 
@@ -241,28 +218,25 @@ class _Recording:
         self.weight_names = {each: name for name, each in module.named_parameters()}
         self.buffer_names = {id(each): name for name, each in module.named_buffers()}
         self.outputs: list[str] = []
-        self.value_of: dict[int, Value] = {}  # by the id of a tensor
 
     def add_inputs(self, examples: Sequence[Tensor], places: Sequence[str]) -> list[Value]:
-        """Values of what the captured graphs take, in its order."""
-        inputs = []
-        for tensor, place in zip(examples, places, strict=True):
+        """Values of what the captured graphs take, in its order; weights have the first names."""
+        master = storage_of(self.recipe.rule(Role.MASTER_WEIGHT).format)
+        found: dict[int, Value] = {}
+        for number, tensor in enumerate(examples):
             if isinstance(tensor, nn.Parameter):
-                name, kind = self.weight_names.get(tensor, place), ValueKind.WEIGHT
-                value = self.list.add_given(name, tensor, kind, self._stored(Role.MASTER_WEIGHT))
+                name = self.weight_names.get(tensor, places[number])
+                found[number] = self.list.add_given(name, tensor, ValueKind.WEIGHT, master)
             elif id(tensor) in self.buffer_names:
                 name = self.buffer_names[id(tensor)]
-                value = self.list.add_given(name, tensor, ValueKind.STATE)
-            else:
-                value = self.list.add_given(_plain(place), tensor, ValueKind.INPUT)
-            if value.kind is not ValueKind.INPUT:
-                self.list.owner[value.name] = value.name.rpartition(".")[0]
-            self.value_of[id(tensor)] = value
-            inputs.append(value)
-        return inputs
-
-    def _stored(self, role: Role) -> Storage:
-        return storage_of(self.recipe.rule(role).format)
+                found[number] = self.list.add_given(name, tensor, ValueKind.STATE)
+        self.list.owner |= {each.name: each.name.rpartition(".")[0] for each in found.values()}
+        return [
+            found[number]
+            if number in found
+            else self.list.add_given(_plain(places[number]), tensor, ValueKind.INPUT)
+            for number, tensor in enumerate(examples)
+        ]
 
     def add_inference(self, module: GraphModule, inputs: Sequence[Value]) -> None:
         """A graph whose outputs are the results."""
@@ -307,50 +281,6 @@ class _Recording:
             elif kind == "PlainAOTOutput":
                 self.outputs.append(found[node].name)
 
-    def add_update(self, optimizer: Optimizer, gradients: Mapping[str, Value]) -> None:
-        """The optimiser's step, which reads the gradients and renews weights and states."""
-        found: list[tuple[GraphModule, Mapping[Node, Tensor]]] = []
-
-        def build(module: GraphModule, tensors: Mapping[Node, Tensor]) -> NoReturn:
-            sites = sites_of_states(optimizer, self.recipe, self.weight_names)
-            mark_states(module, tensors, sites)
-            found.append((module, tensors))
-            self._add_states(optimizer, {key: each.rule.format for key, each in sites.items()})
-            raise _RecordedError
-
-        with _ready_to_update(optimizer, {w: n in gradients for w, n in self.weight_names.items()}):
-            for number, group in enumerate(optimizer.param_groups):
-                name = f"optimizer.lr.{number}"
-                self.value_of[id(group["lr"])] = self.list.add_given(
-                    name, group["lr"], ValueKind.INPUT
-                )
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        self.value_of[id(weight.grad)] = gradients[self.weight_names[weight]]
-            with torch.no_grad():
-                _give_up(compile_update(optimizer, build))
-            module, tensors = found[0]
-            inputs = {
-                node: self.value_of[id(tensor)]
-                if id(tensor) in self.value_of
-                else self.list.add_given(f"optimizer.{node.name}", tensor, ValueKind.INPUT)
-                for node, tensor in tensors.items()
-            }
-        self.list.add_graph(module, inputs, Phase.OPTIMIZER, prefix="optimizer.")
-
-    def _add_states(self, optimizer: Optimizer, formats: Mapping[int, Format]) -> None:
-        for weight, states in optimizer.state.items():
-            name = self.weight_names[weight]
-            for state, tensor in states.items():
-                if not isinstance(tensor, Tensor):
-                    continue
-                stored = formats.get(id(tensor))
-                value = self.list.add_given(
-                    f"{name}.{state}", tensor, ValueKind.STATE, stored and storage_of(stored)
-                )
-                self.value_of[id(tensor)] = value
-                self.list.owner[value.name] = name.rpartition(".")[0]
-
     def finish(self, gradients: Mapping[str, Value]) -> RecordedStep:
         """What was recorded, without what nobody reads."""
         renewed = set(self.list.renews.values())
@@ -365,36 +295,6 @@ class _Recording:
             outputs=tuple(self.outputs),
             gradients={name: value.name for name, value in gradients.items()},
         )
-
-
-@contextmanager
-def _ready_to_update(
-    optimizer: Optimizer, has_gradient: Mapping[nn.Parameter, bool]
-) -> Iterator[None]:
-    """While recording, each trained weight has a gradient, and rates are tensors.
-
-    A number would be a constant of the graph. Variants over many tensors at once only spare a GPU
-    its launches: the update is recorded without them.
-    """
-    groups = optimizer.param_groups
-    settings = [dict(group) for group in groups]
-    states = {weight: dict(state) for weight, state in optimizer.state.items()}
-    gradients = {weight: weight.grad for weight in has_gradient}
-    for group in groups:
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
-        group |= {name: False for name in ("foreach", "fused") if name in group}
-    for weight, has_one in has_gradient.items():
-        weight.grad = torch.zeros_like(weight) if has_one else None
-    try:
-        yield
-    finally:
-        for group, setting in zip(groups, settings, strict=True):
-            group.clear()
-            group.update(setting)
-        optimizer.state.clear()
-        optimizer.state.update(states)
-        for weight, gradient in gradients.items():
-            weight.grad = gradient
 
 
 def _by_number(module: GraphModule, inputs: Sequence[Value]) -> dict[Node, Value]:
