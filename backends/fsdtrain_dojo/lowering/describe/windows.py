@@ -60,7 +60,10 @@ class Window:
 
 
 def make_windows(
-    length: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    length: Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
 ) -> tuple[Window, ...]:
     """A window for each axis; ATen takes one number for all axes."""
     rank = len(length)
