@@ -139,5 +139,7 @@ def _nothing(config: DictConfig) -> None:
 def _prepare_hydra() -> None:
     # Hydra would otherwise print its own error lines and exit with 1; the door prints ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # torch's profiler would log on stderr that it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if BackendConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(BackendConfigs)

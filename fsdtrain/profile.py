@@ -5,11 +5,11 @@ It does not know how a backend finds its figures: some measure, some model, and 
 """
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
-import msgspec
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,29 +21,19 @@ from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.assignment import Share
 from fsdtrain.engine.loggers import quiet_logs
 from fsdtrain.engine.optimizer import build_optimizer
-from fsdtrain.engine.run_record import prepare_run_folder, read_json, write_json
+from fsdtrain.engine.profile_record import ProfileRecord
+from fsdtrain.engine.run_record import prepare_run_folder, write_json
 from fsdtrain.engine.step import TrainingStep
-from fsdtrain.errors import UserError
 from fsdtrain.evaluate import record_run
+from fsdtrain.report.html import write_profile_page
 from fsdtrain.report.profile_text import explanations, ops_table, summary
+from fsdtrain.report.trace import write_trace
 from fsdtrain.settings import ProfileSettings, read_profile_settings
 from fsdtrain.step_profile import StepProfile
 
 logger = logging.getLogger(__name__)
 
 NUM_SHOWN_OPS = 20  # in the terminal; profile.json has all
-
-
-RECORD_VERSION: Final = 2
-
-
-class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """profile.json: one profile, and what it is of."""
-
-    schema: Literal["fsdtrain-profile"] = "fsdtrain-profile"
-    version: Literal[2] = RECORD_VERSION
-    num_clips: int  # of the batch
-    profile: StepProfile
 
 
 def run(config: DictConfig) -> None:
@@ -72,30 +62,19 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
 
     record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(train))
     found = backend.profile_step(step, batch, optimizer)
-    record = ProfileRecord(num_clips=settings.data.batch_size, profile=found)
+    num_clips = settings.data.batch_size
+    # The timeline is long; whoever wants it asks for the trace.
+    record = ProfileRecord(num_clips=num_clips, profile=replace(found, timeline=()))
     write_json(run_dir / "profile.json", record)
-    _print(record, explain=settings.explain)
+    _print(found, num_clips=num_clips, explain=settings.explain)
     if backend.value_origin == "EMULATED" and found.origin == "MEASURED":
         logger.warning("these are the emulation's times on this host, not the emulated machine's")
     logger.info("all %d ops: %s", len(found.ops), run_dir / "profile.json")
+    if settings.page:
+        logger.info("page: %s", write_profile_page(run_dir))
+    if settings.trace:
+        _trace(found, run_dir)
     return found
-
-
-def read_profile(run_dir: Path) -> ProfileRecord:
-    """The profile in a run folder; UserError where it is missing or of another schema."""
-    path = run_dir / "profile.json"
-    header = read_json(path, _Header)
-    if header.version != RECORD_VERSION:
-        raise UserError(
-            f"{path} is version {header.version} of the record, and this fsdtrain reads version "
-            f"{RECORD_VERSION}: profile the step again"
-        )
-    return read_json(path, ProfileRecord)
-
-
-class _Header(msgspec.Struct):
-    schema: Literal["fsdtrain-profile"]
-    version: int
 
 
 def _move(step: nn.Module, backend: Backend) -> None:
@@ -103,10 +82,16 @@ def _move(step: nn.Module, backend: Backend) -> None:
         tensor.data = backend.to_device(tensor.data)
 
 
-def _print(record: ProfileRecord, *, explain: str | None) -> None:
-    found = record.profile
+def _print(found: StepProfile, *, num_clips: int, explain: str | None) -> None:
     console = Console()
-    console.print(ops_table(found, num_samples=record.num_clips, num_shown=NUM_SHOWN_OPS))
+    console.print(ops_table(found, num_samples=num_clips, num_shown=NUM_SHOWN_OPS))
     console.print(summary(found))
     if explain is not None:
         console.print(explanations(found, explain))
+
+
+def _trace(found: StepProfile, run_dir: Path) -> None:
+    written = write_trace(found, run_dir / "trace.json")
+    logger.info("trace for ui.perfetto.dev: %s", written.path)
+    if written.left_out:
+        logger.warning("the trace is without %s", written.left_out)

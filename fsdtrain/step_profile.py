@@ -77,11 +77,19 @@ class TimelineEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """One quantity over the grid of a machine; row 0 is north. None: nothing is there."""
+    """One quantity over the grid of a machine; row 0 is north. None: nothing is there.
+
+    Args:
+        title: what it is.
+        unit: of the values; "share" is of 1.
+        rows: of equal length.
+        group: (rows, columns) of the parts that the grid is made of, such as dies; None: of none.
+    """
 
     title: str
     unit: str
     rows: tuple[tuple[float | None, ...], ...]
+    group: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 It knows no backend: what an op computes in and whether a GPU's kernels are timed, it is told.
 """
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -74,8 +72,7 @@ def profile_with_torch(
     started = time.perf_counter()
     step_once()
     step_time_s = time.perf_counter() - started
-    recorded = _record(step_once, on_cuda=on_cuda)
-    events = list(recorded.events() or ())
+    events = _record(step_once, on_cuda=on_cuda)
     ranges = _phase_ranges(events)
     begin = min(start for start, _ in ranges.values())
     ops = _collect_ops(events, ranges, begin, dtype=dtype, on_cuda=on_cuda)
@@ -91,14 +88,13 @@ def profile_with_torch(
     )
 
 
-def _record(step_once: Callable[[], None], *, on_cuda: bool) -> profile:
+def _record(step_once: Callable[[], None], *, on_cuda: bool) -> list[FunctionEvent]:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
-    # Kineto would log to stderr that it starts and stops.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     for _ in range(2):  # the first step under the profiler is slow, and thrown away
         with profile(activities=activities, record_shapes=True, with_flops=True) as recorded:
             step_once()
-    return recorded
+    events: list[FunctionEvent] = recorded.events()
+    return events
 
 
 def _count_flops(step_once: Callable[[], None]) -> float | None:
@@ -123,7 +119,7 @@ def _phase_ranges(events: Sequence[FunctionEvent]) -> dict[Phase, tuple[float, f
     found = {
         event.name: (event.time_range.start, event.time_range.end)
         for event in events
-        if event.name.startswith(PHASE_RANGE) and event.device_type == DeviceType.CPU
+        if event.name.startswith(PHASE_RANGE) and _is_on_cpu(event)
     }
     return {phase: found[PHASE_RANGE + phase] for phase in PHASES}
 
@@ -143,13 +139,13 @@ def _collect_ops(
         if event.flops:
             # Counted at the outermost call, which leaves the work to another.
             flops[_worker(event).id] += event.flops
-        if not event.name.startswith("aten::") or event.device_type != DeviceType.CPU:
+        if not event.name.startswith("aten::") or not _is_on_cpu(event):
             continue
         # By time, not by the caller: on a GPU, autograd calls from a thread of its own.
         phase = next(
             (phase for phase in PHASES if event.time_range.start <= ranges[phase][1]), PHASES[-1]
         )
-        alike[event.name, _describe_shapes(event.input_shapes or ()), phase].append(event)
+        alike[event.name, _describe_shapes(event), phase].append(event)
     ops = [
         OpProfile(
             name=name,
@@ -180,12 +176,12 @@ def _worker(event: FunctionEvent) -> FunctionEvent:
 
 def _timeline(events: Sequence[FunctionEvent], begin: float) -> tuple[TimelineEvent, ...]:
     """A track for each thread's outermost ops, and one for the kernels of the GPU."""
-    threads = sorted({event.thread for event in events if event.device_type == DeviceType.CPU})
+    threads = sorted({event.thread for event in events if _is_on_cpu(event)})
     found = []
     for event in events:
         start = MICROSECOND * (event.time_range.start - begin)
         end = MICROSECOND * (event.time_range.end - begin)
-        if event.device_type == DeviceType.CUDA:
+        if not _is_on_cpu(event):
             resource = "GPU"
         elif event.name.startswith("aten::") and not _is_within_op(event):
             resource = f"CPU thread {threads.index(event.thread) + 1}"
@@ -208,6 +204,11 @@ def _is_within_op(event: FunctionEvent) -> bool:
     return False
 
 
-def _describe_shapes(shapes: Sequence[Sequence[int]]) -> str:
+def _is_on_cpu(event: FunctionEvent) -> bool:
+    return event.device_type.name == "CPU"
+
+
+def _describe_shapes(event: FunctionEvent) -> str:
     """4x24x48x48, 24x24x3x3: the tensors among an op's arguments."""
+    shapes: Any = event.input_shapes or ()  # of each argument; torch's stub says of the first
     return ", ".join("x".join(map(str, shape)) for shape in shapes if shape)

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fsdtrain.__main__ import _as_overrides, main
+from fsdtrain.engine.profile_record import ProfileRecord, read_profile
 from fsdtrain.engine.run_record import read_manifest, write_json
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import compose_config
-from fsdtrain.profile import ProfileRecord, read_profile
 from fsdtrain.settings import read_profile_settings
 from fsdtrain.step_profile import PHASES, Assumption, HeatMap, OpProfile, StepProfile
 from fsdtrain.torch_profile import profile_with_torch
@@ -22,7 +22,7 @@ from fsdtrain.torch_profile import profile_with_torch
 def test_a_profile_is_written_and_printed(
     backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["experiment=smoke", f"backend={backend}", f"run_dir={tmp_path}"]
+    arguments = ["experiment=smoke", f"backend={backend}", f"run_dir={tmp_path}", "trace=true"]
     assert main(["profile", *arguments, "--explain", "convolution_back"]) == 0
     record = read_profile(tmp_path)
     assert record.num_clips == 2
@@ -31,6 +31,10 @@ def test_a_profile_is_written_and_printed(
     phases = {op.name: op.phase for op in record.profile.ops}
     assert phases["aten::convolution_backward"] == "backward"
     assert {op.phase for op in record.profile.ops} == set(PHASES)
+    assert "convolution_backward" in (tmp_path / "profile.html").read_text()
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert "convolution_backward" in {event["name"] for event in trace["traceEvents"]}
+    assert record.profile.timeline == (), "it is in the trace"
     printed = capsys.readouterr()
     for word in ("MEASURED", "share", "optimizer", f"backend {backend} gives no reasons"):
         assert word in printed.out
@@ -93,8 +97,15 @@ def test_what_stands_for_the_optimisers_step_is_called() -> None:
 
 
 def test_bf16_is_profiled_as_it_trains(tmp_path: Path) -> None:
-    arguments = ["experiment=smoke", "backend.precision=bf16-mixed", f"run_dir={tmp_path}"]
+    arguments = [
+        "experiment=smoke",
+        "backend.precision=bf16-mixed",
+        "page=false",
+        f"run_dir={tmp_path}",
+    ]
     assert main(["profile", *arguments]) == 0
+    assert not (tmp_path / "trace.json").exists(), "only on demand"
+    assert not (tmp_path / "profile.html").exists()
     ops = read_profile(tmp_path).profile.ops
     assert any(op.name == "aten::to" or op.name == "aten::_to_copy" for op in ops)
     assert {op.dtype for op in ops} == {"bf16-mixed"}

@@ -5,6 +5,8 @@
     metrics.csv        every logged scalar by step; curves.png shows them
     numerics.csv       what emulated number formats did to every tensor, by step; see
                        numerics_record.py, numerics_histograms.json too
+    profile.json       one profiled step, see profile_record.py; profile.html shows it, and
+                       trace.json its timeline
     results.json       Results: the final figures, each with its origin and its baselines
     checkpoints/       best.ckpt, last.ckpt
     tensorboard/       the same scalars for TensorBoard

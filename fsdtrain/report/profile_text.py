@@ -11,34 +11,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fsdtrain.report.amounts import in_seconds, percent, with_prefix
 from fsdtrain.step_profile import PHASES, OpProfile, StepProfile
 
-PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-SHORT_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 UNKNOWN_BOUND = "not known"
 MAX_EXPLAINED = 20
 FOLDED_WIDTHS = {"op": 12, "layer": 12, "shapes": 10}  # columns of text; narrower is not read
-
-
-def with_prefix(value: float, unit: str) -> str:
-    """3.62e14, "FLOP/s" -> "362 TFLOP/s"."""
-    for factor, prefix in PREFIXES:
-        if abs(value) >= factor:
-            return f"{value / factor:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}"
-
-
-def in_seconds(value: float) -> str:
-    """0.0123 -> "12.3 ms"; at the smallest, nanoseconds."""
-    factor, unit = next(
-        (one for one in SHORT_TIMES if abs(value) >= 0.9995 * one[0]), SHORT_TIMES[-1]
-    )
-    return f"{value / factor:.3g} {unit}" if value < 100 else f"{value:,.0f} s"
-
-
-def percent(share: float) -> str:
-    """0.1234 -> "12.3%"."""
-    return f"{share:.1%}"
 
 
 def op_title(op: OpProfile) -> str:

@@ -152,7 +152,7 @@ def collect_run_page(run_dir: Path) -> RunPage:
         numerics=numerics,
         pictures=pictures,
         pictures_note=pictures_note,
-        facts=_facts(manifest),
+        facts=manifest_facts(manifest),
         config_lines=tuple(_config_line(line) for line in config.splitlines()),
         config_note=f"config.yaml, {len(config.splitlines())} lines",
     )
@@ -241,7 +241,8 @@ def _data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _facts(manifest: Manifest) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
+def manifest_facts(manifest: Manifest) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
+    """What is needed to repeat a run, by topic."""
     revision = manifest.git_revision or "not run from a checkout"
     if manifest.git_dirty:
         revision += " (with uncommitted changes)"

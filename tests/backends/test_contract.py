@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -201,6 +202,9 @@ def test_a_step_can_be_profiled(
     assert {op.phase for op in profile.ops} - {None} in (set(), set(PHASES))
     for event in profile.timeline:
         assert event.start_s <= event.end_s
+    # Plain numbers throughout: NumPy's cannot be written.
+    packed = msgspec.json.encode(profile)
+    assert msgspec.json.decode(packed, type=StepProfile) == profile
 
 
 def test_says_what_it_is(backend: Backend) -> None:

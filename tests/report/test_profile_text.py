@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import pytest
 from rich.console import Console, RenderableType
 
 from fsdtrain.report.profile_text import (
     explanations,
-    in_seconds,
     op_columns,
     ops_table,
     summary,
     summary_lines,
     time_by_bound,
-    with_prefix,
 )
 from fsdtrain.step_profile import MemoryUse, OpProfile, StepProfile
 
@@ -167,19 +164,3 @@ def test_explanations_are_of_the_ops_that_were_asked_for() -> None:
 def test_many_explanations_are_cut_short() -> None:
     profile = make_profile(*(make_op(f"op{number}", 1.0) for number in range(30)))
     assert "... and 10 more in profile.json" in text(explanations(profile, "op"))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.0, "0 ns"), (3e-10, "0.3 ns"), (4.25e-6, "4.25 us"), (0.0123, "12.3 ms"),
-        (0.9999, "1 s"), (61.7, "61.7 s"), (12345.0, "12,345 s"),
-    ],
-)  # fmt: skip
-def test_times_are_readable(seconds: float, expected: str) -> None:
-    assert in_seconds(seconds) == expected
-
-
-def test_amounts_are_readable() -> None:
-    assert with_prefix(3.62e14, "FLOP/s") == "362 TFLOP/s"
-    assert with_prefix(12.0, "B") == "12 B"
