@@ -22,7 +22,7 @@ from fsdtrain_dojo.machine.catalog import read_machine
 from fsdtrain_dojo.timing.cost import KernelTime
 from fsdtrain_dojo.timing.fabric import Fabric, build_fabric
 from fsdtrain_dojo.timing.kernel_time import time_kernel
-from fsdtrain_dojo.timing.switch_cost import cost_switch_load, cost_switch_store
+from fsdtrain_dojo.timing.transfer_cost import cost_transfer
 from rich.console import Console
 from rich.table import Table
 
@@ -101,8 +101,8 @@ def time_product(fabric: Fabric, size: int) -> tuple[KernelTime, dict[str, int]]
             (kernel.stored, Pattern.HBM_STORE),
         )
     )
-    load_costs = [cost_switch_load(fabric, each.boxes, FP32_BYTES) for each in loads]
-    store_costs = [cost_switch_store(fabric, each.boxes, FP32_BYTES) for each in stores]
+    load_costs = [cost_transfer(fabric, each, FP32_BYTES) for each in loads]
+    store_costs = [cost_transfer(fabric, each, FP32_BYTES) for each in stores]
     tiling = choose_steps(
         fabric,
         kernel,

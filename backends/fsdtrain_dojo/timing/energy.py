@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fsdtrain_dojo.machine.node import Node
 from fsdtrain_dojo.timing.cost import TransferCost
 from fsdtrain_dojo.timing.kernel_work import Work
-from fsdtrain_dojo.timing.node_time import slowest, vector_lanes
+from fsdtrain_dojo.timing.node_rates import slowest, vector_lanes
 
 
 def compute_joules(node: Node, work: Work) -> float:

@@ -16,7 +16,7 @@ from fsdtrain_dojo.timing.cost import Bound, KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.energy import compute_joules, transfer_joules
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.kernel_work import Work, describe_work, keeps_sums, nodes_time
-from fsdtrain_dojo.timing.node_time import NodeTime
+from fsdtrain_dojo.timing.node_rates import NodeTime
 from fsdtrain_dojo.timing.overlap import Overlap, overlap
 from fsdtrain_dojo.timing.roofline import least_seconds, matrix_share
 from fsdtrain_dojo.timing.step_loads import plan_steps
@@ -46,13 +46,14 @@ def time_kernel(
     kernel, mapping, node = step.kernel, step.mapping, fabric.machine.node
     work = describe_work(kernel, values)
     sizes = largest_share(kernel, mapping)
+    local = {each.value for each in (*step.loads, *step.stores) if each.pattern is Pattern.LOCAL}
     plan = plan_steps(
         work,
         sizes,
         mapping.steps,
         room_bytes=step.working_bytes,
-        local_reads=[each.pattern is Pattern.LOCAL for each in step.loads],
-        local_writes=[each.pattern is Pattern.LOCAL for each in step.stores],
+        local_reads=[each.value in local for each in work.reads],
+        local_writes=[each.value in local for each in work.writes],
         is_partial=is_partial(work, mapping),
         keeps_sums=keeps_sums(node, work, sizes, mapping.steps),
     )

@@ -5,22 +5,15 @@ where operands come from nor how many nodes there are. All figures are MODELLED.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import product as combinations
 from math import prod
 
 from fsdtrain_dojo.lowering.kernel import Access, Kernel, Unit, Value
 from fsdtrain_dojo.machine.node import MatrixUnit, Node
-from fsdtrain_dojo.timing.node_time import (
-    SUM_BYTES,
-    NodeTime,
-    Product,
-    matrix_time,
-    slowest,
-    times,
-    together,
-    vector_time,
-)
+from fsdtrain_dojo.timing.node_rates import SUM_BYTES, NodeTime, Product, slowest
+from fsdtrain_dojo.timing.node_time import matrix_time, times, together, vector_time
 
 Sizes = Sequence[int]  # of a range of every loop
 
@@ -93,9 +86,23 @@ class Work:
     writes: tuple[Operand, ...]
     num_own: int
 
+    @cached_property
+    def num_points(self) -> int:
+        return max(prod(self.sizes), 1)
+
 
 def describe_work(kernel: Kernel, values: Mapping[str, Value]) -> Work:
     """The numbers of a kernel; `values` by name."""
+    accesses = (*kernel.reads, *kernel.writes)
+    accesses += tuple(access for each in kernel.epilogue for access in (*each.reads, *each.writes))
+    return _describe_work(
+        kernel, tuple({each.value: values[each.value] for each in accesses}.values())
+    )
+
+
+@lru_cache(maxsize=4096)
+def _describe_work(kernel: Kernel, touched: tuple[Value, ...]) -> Work:
+    values = {each.name: each for each in touched}
     reads = tuple(_describe_operand(each, values[each.value]) for each in kernel.loaded)
     writes = tuple(_describe_operand(each, values[each.value]) for each in kernel.stored)
     own = kernel.reads[:2] if kernel.unit is Unit.MATRIX else (*kernel.reads, *kernel.writes)
@@ -133,16 +140,14 @@ def _add_product(work: Work, kernel: Kernel) -> Work:
     # A window's loops may not be divided, nor may a group's channels, which come before them.
     whole = [loop for loop in k if not kernel.loops[loop].is_splittable]
     windows = whole[1:] if len(whole) == len(k) else whole
-    return Work(
-        **{
-            **work.__dict__,
-            "batch": batch,
-            "m": m,
-            "n": n,
-            "k": k,
-            "folds": tuple(windows[:-1]),
-            "density": kernel.macs / max(kernel.num_points, 1),
-        }
+    return replace(
+        work,
+        batch=batch,
+        m=m,
+        n=n,
+        k=k,
+        folds=tuple(windows[:-1]),
+        density=kernel.macs / work.num_points,
     )
 
 
@@ -155,6 +160,8 @@ def nodes_time(node: Node, work: Work, sizes: Sizes, steps: Mapping[int, int]) -
         sizes: of the node's range of every loop.
         steps: loop -> into how many ranges it is divided, as equal as can be.
     """
+    if not steps:
+        return _block_time(node, work, sizes, 1, True)
     total = NodeTime(seconds=0.0)
     kept = keeps_sums(node, work, sizes, steps)
     deep = prod(steps.get(loop, 1) for loop in work.reductions)
@@ -204,7 +211,7 @@ def _blocks(sizes: Sizes, steps: Mapping[int, int]) -> Iterator[tuple[int, tuple
 
 def _block_time(node: Node, work: Work, block: Sizes, deep: int, kept: bool) -> NodeTime:
     """Of one step; `deep`: steps over the depth, `kept`: whether the unit keeps sums meanwhile."""
-    share = prod(block) / max(prod(work.sizes), 1)
+    share = prod(block) / work.num_points
     loads = work.reads[work.num_own :] if work.unit is Unit.MATRIX else work.reads
     stores = work.writes[1:] if work.unit is Unit.MATRIX else work.writes
     vector = vector_time(

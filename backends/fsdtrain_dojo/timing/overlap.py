@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
-from fsdtrain_dojo.timing.step_loads import StepPlan
+from fsdtrain_dojo.timing.step_loads import DOUBLE, StepPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +60,26 @@ def overlap(
     steps = plan.num_steps
     step_s = compute_s / steps
     load_s, first_s, last_s = _duration(all_loads), _duration(first), _duration(last)
+    into = max((cost.latency_s for cost in load_costs), default=0.0)
+    out = max((cost.latency_s for cost in store_costs), default=0.0)
     # What can be computed only after the loads of a whole sweep.
-    core = max(
+    computed = max(
         _duration(parts[level]) + (steps - prod(plan.counts[level:]) + 1) * step_s
         for level in levels
     )
-    # Both directions share what they share.
-    busy = _busy([*all_loads, *all_stores])
-    core = max(core, _duration([*all_loads, *all_stores]) - last_s + max(step_s - last_s, 0.0))
-    into = max((cost.latency_s for cost in load_costs), default=0.0)
-    out = max((cost.latency_s for cost in store_costs), default=0.0)
-    if steps > 1:
-        rounds = max((visits.loads[0] for visits in plan.reads), default=0)
-        core = max(core, (compute_s + load_s + rounds * into) / 2)
+    rounds = max((visits.loads[0] for visits in plan.reads), default=0)
+    if rounds > 1:
+        # Each buffer is filled, waited for, used; the two take turns, one load apart.
+        computed = max(computed, (compute_s + load_s + rounds * into) / 2 + first_s - into)
+    stored = max(computed + last_s, first_s + step_s + _duration(all_stores))
+    # Both directions share what they share. It rests while the last step is on its way and is
+    # computed, but for stores of the steps before, which have waited for the loads.
+    rest_s = max(into + step_s - min(steps - 1, DOUBLE) * last_s, 0.0)
+    moved = _duration([*all_loads, *all_stores]) + rest_s
     return Overlap(
-        seconds=into + core + last_s + out,
+        seconds=max(into + stored, moved) + out,
         fill_s=into + first_s + last_s + out,
-        busy_s=busy,
+        busy_s=_busy([*all_loads, *all_stores]),
         times=tuple((outside, inside) for _, outside, inside in all_loads),
     )
 

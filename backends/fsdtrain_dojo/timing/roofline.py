@@ -12,7 +12,7 @@ from fsdtrain_dojo.machine.totals import num_nodes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.kernel_work import Operand, Work
-from fsdtrain_dojo.timing.node_time import slowest, vector_lanes
+from fsdtrain_dojo.timing.node_rates import slowest, vector_lanes
 
 
 def least_seconds(

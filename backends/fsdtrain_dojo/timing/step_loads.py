@@ -9,10 +9,11 @@ of what it found agree without a word between them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from fsdtrain_dojo.timing.kernel_work import Operand, Sizes, Work, step_sizes
-from fsdtrain_dojo.timing.node_time import SUM_BYTES
+from fsdtrain_dojo.timing.node_rates import SUM_BYTES
 
 DOUBLE = 2  # one is filled or emptied while the other is used
 
@@ -29,6 +30,9 @@ class Visits:
 
     pieces: int
     loads: tuple[int, ...]
+
+
+_Both = tuple[Visits, Visits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +82,11 @@ def plan_steps(
     loops = [loop for loop, count in steps.items() if count > 1]
     counts = tuple(steps[loop] for loop in loops)
     block = step_sizes(sizes, steps)
-    streamed = [_visits(loops, counts, each, held=False) for each in work.reads]
+    both = [_visits(loops, counts, each) for each in work.reads]
+    found = [streamed for streamed, _ in both]
     num_bytes = 0.0
     savings = []
-    for number, (operand, visits) in enumerate(zip(work.reads, streamed, strict=True)):
+    for number, (operand, visits) in enumerate(zip(work.reads, found, strict=True)):
         if local_reads[number]:
             continue
         piece = operand.num_bytes(block)
@@ -104,12 +109,12 @@ def plan_steps(
             sums=is_deep and not keeps_sums,
         )
     for _, number, more in sorted(savings):
-        if num_bytes + more <= room_bytes:
-            num_bytes += max(more, 0.0)
-            streamed[number] = _visits(loops, counts, work.reads[number], held=True)
+        if more <= 0 or num_bytes + more <= room_bytes:
+            num_bytes += more
+            found[number] = both[number][1]
     return StepPlan(
         counts=counts,
-        reads=tuple(streamed),
+        reads=tuple(found),
         write_pieces=tuple(pieces),
         num_bytes=-int(-num_bytes // 1),
     )
@@ -128,16 +133,20 @@ def _write_bytes(
     return found
 
 
-def _visits(loops: Sequence[int], counts: Sequence[int], operand: Operand, *, held: bool) -> Visits:
-    own = [loop in operand.loops for loop in loops]
-    loads = []
-    for level in range(len(loops) + 1):
-        inner = range(level, len(loops))
-        last = max((index for index in inner if own[index]), default=-1)
-        if held:
-            loads.append(prod(counts[index] for index in inner if own[index]))
-        else:
-            loads.append(prod(counts[level : last + 1]) if last >= level else 1)
-    return Visits(
-        pieces=prod(c for c, mine in zip(counts, own, strict=True) if mine), loads=tuple(loads)
+def _visits(loops: Sequence[int], counts: tuple[int, ...], operand: Operand) -> _Both:
+    return _count_visits(tuple(loop in operand.loops for loop in loops), counts)
+
+
+@lru_cache(maxsize=65536)
+def _count_visits(own: tuple[bool, ...], counts: tuple[int, ...]) -> _Both:
+    """Streamed, and held; `own`: which loops of the nest the operand runs over."""
+    streamed, held = [], []
+    for level in range(len(counts) + 1):
+        inner = range(level, len(counts))
+        last = max((index for index in inner if own[index]), default=level - 1)
+        streamed.append(prod(counts[level : last + 1]))
+        held.append(prod(counts[index] for index in inner if own[index]))
+    return (
+        Visits(pieces=held[0], loads=tuple(streamed)),
+        Visits(pieces=held[0], loads=tuple(held)),
     )

@@ -20,7 +20,7 @@ from fsdtrain_dojo.timing.cost import TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.kernel_time import cache_bytes, is_partial
 from fsdtrain_dojo.timing.kernel_work import Work, describe_work, keeps_sums, nodes_time
-from fsdtrain_dojo.timing.node_time import NodeTime
+from fsdtrain_dojo.timing.node_rates import NodeTime
 from fsdtrain_dojo.timing.overlap import overlap
 from fsdtrain_dojo.timing.step_loads import StepPlan, plan_steps
 
