@@ -57,6 +57,7 @@ class PlacedTime:
         replica: the step of one, on a slice that had the memory of all its stages.
         pipeline: of one, in its stages.
         summing: the all-reduce of gradients beside it.
+        input_s: by how much the host's links are slower than all that.
         step_s: of the whole.
         samples_per_s: of all replicas.
         efficiency: of as many replicas that need not wait for each other.
@@ -70,6 +71,7 @@ class PlacedTime:
     replica: ReplicaTime
     pipeline: PipelineTime
     summing: Overlap
+    input_s: float
     step_s: float
     samples_per_s: float
     efficiency: float
@@ -176,8 +178,10 @@ class Site:
         summing = overlap(
             pipeline.gradients, pipeline.forward_backward_s, replica.link_share, summed
         )
-        step_s = pipeline.seconds + summing.exposed_s
         count = self.join.num_replicas
+        step_s = pipeline.seconds + summing.exposed_s
+        input_s = max(0.0, self._feed_s(count * replica.input_bytes) - step_s)
+        step_s += input_s
         flops = count * replica.matmul_flops
         joules = count * (replica.joules + self._stage_joules(replica)) + summing.joules
         return PlacedTime(
@@ -192,14 +196,20 @@ class Site:
             replica=replica,
             pipeline=pipeline,
             summing=summing,
+            input_s=input_s,
             step_s=step_s,
             samples_per_s=count * replica.batch_size / step_s,
             efficiency=pipeline.seconds / step_s,
             matmul_share=flops / (step_s * peak_flops_per_s),
             joules=joules + self.machine.power.idle_watts * step_s,
             limit_watts=self.machine.power.limit_watts,
-            limited_by=_limit(replica, pipeline, summing),
+            limited_by=_limit(replica, pipeline, summing, input_s),
         )
+
+    def _feed_s(self, num_bytes: float) -> float:
+        """Seconds in which the host's links bring the batches of all replicas."""
+        rate = totals(self.machine).host_bytes_per_s
+        return num_bytes / rate if rate else 0.0
 
     def _stage_joules(self, replica: ReplicaTime) -> float:
         """Of all messages between the stages of a replica, both ways."""
@@ -207,7 +217,7 @@ class Site:
         return sum(2 * self.stage_way(each).joules for each in cuts)
 
 
-def _limit(replica: ReplicaTime, pipeline: PipelineTime, summing: Overlap) -> str:
+def _limit(replica: ReplicaTime, pipeline: PipelineTime, summing: Overlap, input_s: float) -> str:
     summing_by = max(
         (summing.mesh_s, "the mesh"),
         (summing.network_s, "the network"),
@@ -218,6 +228,7 @@ def _limit(replica: ReplicaTime, pipeline: PipelineTime, summing: Overlap) -> st
         (pipeline.bubble_s, "the pipeline's bubble"),
         (pipeline.transfer_s, "messages between stages"),
         (summing.exposed_s, f"the all-reduce of gradients ({summing_by})"),
+        (input_s, "the host's links, which bring the batches"),
     )[1]
 
 
@@ -249,6 +260,7 @@ def divide_batch(placed: PlacedTime, machine: Machine, peak_flops_per_s: float) 
         matmul_flops=replica.matmul_flops / count,
         joules=replica.joules / count,
         spilled_bytes=replica.spilled_bytes / count,
+        input_bytes=replica.input_bytes / count,
         cut_bytes=tuple(each / count for each in replica.cut_bytes),
     )
     place = placed.placement

@@ -28,6 +28,7 @@ class ReplicaTime:
         link_share: share of the time before the optimiser in which the mesh is busy.
         gradients_outside: whether gradients lie in HBM rather than in the nodes' memory.
         spilled_bytes: that did not fit into the nodes' memory.
+        input_bytes: of the batch, that the host brings while the step before runs.
         cut_bytes: activations that are alive between forward and later forward ops, at evenly
             spread times of the forward pass: what goes to the next stage of a pipeline.
     """
@@ -43,6 +44,7 @@ class ReplicaTime:
     link_share: float = 0.0
     gradients_outside: bool = False
     spilled_bytes: float = 0.0
+    input_bytes: float = 0.0
     cut_bytes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -30,14 +30,17 @@ def describe(placed: PlacedTime, machine: Machine) -> Iterator[str]:
         f"{placed.efficiency:.1%}, {placed.matmul_share:.1%} of the machine's matrix peak."
     )
     if place.num_replicas > 1:
+        buckets = "1 bucket" if summing.num_buckets == 1 else f"{summing.num_buckets} buckets"
         yield (
             f"All-reduce of {placed.replica.gradient_bytes / 1e6:,.3g} MB: "
             f"{in_units(summing.mesh_s)} on the mesh, {in_units(summing.network_s)} over the "
-            f"network, in {summing.num_buckets} buckets ({summing.how}); "
+            f"network, in {buckets} ({summing.how}); "
             f"{summing.hidden_share:.0%} hidden behind the backward pass."
         )
+    if placed.input_s:
+        yield f"The host's links are {in_units(placed.input_s)} a step too slow for the batches."
     yield f"Limited by {placed.limited_by}."
-    over = " which is above its limit" if placed.watts > placed.limit_watts else ""
+    over = ", which is above its limit" if placed.watts > placed.limit_watts else ""
     yield (
         f"Energy: {placed.joules:,.3g} J a step, {placed.watts / 1e3:,.3g} kW on average of "
         f"{placed.limit_watts / 1e3:,.3g} kW{over}."

@@ -10,6 +10,7 @@ from fsdtrain_dojo.network.closed_forms import Line, ring_clocks
 from fsdtrain_dojo.network.flow_model import simulate_flows
 from fsdtrain_dojo.network.packet_model import simulate_packets
 from fsdtrain_dojo.network.program import FlowProgram
+from fsdtrain_dojo.network.topology import Level
 from fsdtrain_dojo.scale.all_reduce import all_reduce
 from fsdtrain_dojo.scale.join import Block, join_homes
 from fsdtrain_dojo.scale.rings import parallel_ring_clocks
@@ -21,8 +22,8 @@ from tests.backends.dojo.scale.stubs import small_tile
 EXAPOD = read_machine("exapod")
 
 
-def simulate_bucket(machine, num_bytes):
-    """Clocks by both network models of a ring over dies for every node of a die, all at once."""
+def bucket_over_dies(machine, num_bytes):
+    """A ring over dies for every node of a die, all at once."""
     die, tile = machine.levels
     layout = mesh_layout(machine)
     program = FlowProgram()
@@ -36,8 +37,7 @@ def simulate_bucket(machine, num_bytes):
                 for down in range(tile.rows)
             ]
             collectives.bucket_all_reduce(program, nodes, num_bytes / die.num_places)
-    traffic = program.build(build_network(machine, layout))
-    return simulate_flows(traffic).makespan, simulate_packets(traffic).makespan
+    return program.build(build_network(machine, layout))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,26 @@ def test_a_bucket_over_dies_takes_what_the_network_models_say(rows, columns, edg
     num_bytes = 64 * 16 * rows * columns * num_packets
     join = replace(join_homes(tile, "die"), add_s_per_byte=0.0)
     found = all_reduce(join, num_bytes)
-    expected = simulate_bucket(tile, num_bytes)
+    traffic = bucket_over_dies(tile, num_bytes)
+    expected = [simulate(traffic).makespan for simulate in (simulate_flows, simulate_packets)]
     clocks = found.seconds * join.clock_hz
     if "bucket" in found.how:
         assert clocks == pytest.approx(max(expected), rel=0.12)
     else:
         assert clocks < min(expected)
+
+
+def test_bytes_over_borders_are_those_of_the_flows():
+    tile = small_tile(3, 4)
+    num_bytes = 64 * 16 * 12 * 30
+    found = all_reduce(join_homes(tile, "die"), num_bytes)
+    assert found.how == "rows first, bucket on the mesh"
+    traffic = bucket_over_dies(tile, num_bytes)
+    routes = traffic.routes
+    crosses = routes.topology.link_level[routes.edge_link] == Level.DIE_EDGE
+    packets = traffic.num_packets[routes.edge_flow] * crosses
+    assert found.num_bytes["mesh"] == packets.sum() * 64
+    assert found.num_bytes["SRAM"] == traffic.num_packets.sum() * 64
 
 
 def test_a_bucket_over_nodes_is_the_closed_form():
@@ -191,3 +205,36 @@ def test_meshes_that_nothing_joins_are_refused():
         join_homes(lonely, "tile")
     with pytest.raises(BackendError, match=r"42 stages .* take fewer stages"):
         join_homes(EXAPOD, "tile", Block(rows=6, columns=7))
+
+
+def simulate_to_the_middle(machine, num_bytes):
+    """Clocks of a chain and a tree from both ends of a row of dies to its middle, and back."""
+    die, tile = machine.levels
+    layout = mesh_layout(machine)
+    network, middle = build_network(machine, layout), tile.columns // 2
+    found = []
+    for reduce in (collectives.chain_reduce, collectives.tree_reduce):
+        program = FlowProgram()
+        for node in range(die.num_places):
+            row, column = divmod(node, die.columns)
+            line = [
+                row * layout.columns + right * die.columns + column for right in range(tile.columns)
+            ]
+            arms = (line[middle::-1], line[middle:])
+            share = num_bytes / die.num_places
+            arrived = [flow for arm in arms for flow in reduce(program, arm, share)]
+            for arm in arms:
+                collectives.multicast(program, arm, share, after=arrived)
+        found.append(simulate_packets(program.build(network)).makespan)
+    return found
+
+
+@pytest.mark.parametrize("columns", [3, 5])
+def test_little_is_reduced_to_the_middle_as_the_packet_model_says(columns):
+    tile = small_tile(1, columns)
+    num_bytes = 64 * 16 * 4
+    join = replace(join_homes(tile, "die"), add_s_per_byte=0.0)
+    found = all_reduce(join, num_bytes)
+    assert "multicast" in found.how
+    clocks = found.seconds * join.clock_hz
+    assert clocks == pytest.approx(min(simulate_to_the_middle(tile, num_bytes)), rel=0.10)

@@ -163,3 +163,18 @@ def test_a_stage_has_the_memory_of_all_stages_and_the_rates_of_one():
     assert four.memory_bytes == pytest.approx(4 * one.memory_bytes)
     assert four.memory_bytes_per_s == one.memory_bytes_per_s
     assert four.num_nodes == one.num_nodes
+
+
+def test_the_host_has_to_bring_the_batches():
+    # 12.8 TB/s of host links for 120 batches of 1 GB
+    fed = plan_scale(
+        EXAPOD, times_by_nodes(20.0, input_bytes=1e9), peak_format="bf16", levels=["tile"]
+    ).best
+    assert fed.step_s == pytest.approx(120e9 / 12.8e12)
+    assert "host" in fed.limited_by
+    assert fed.efficiency < 0.5
+
+
+def test_too_much_power_is_said():
+    hot = plan_scale(EXAPOD, times_by_nodes(20.0, joules=1e4), peak_format="bf16", levels=["tile"])
+    assert "of 2e+03 kW, which is above its limit" in hot.sentences[-2]
