@@ -16,6 +16,7 @@ computed with it is `Kernel.compute`, which only spatial execution calls. Knows 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from math import prod
 
 from torch import Tensor
@@ -227,13 +228,13 @@ class Kernel:
     def num_points(self) -> int:
         return prod(loop.size for loop in self.loops)
 
-    @property
+    @cached_property
     def reductions(self) -> frozenset[int]:
         """Numbers of the loops that no write runs over."""
         written = {loop for each in self.writes for span in each.spans for loop, _ in span.terms}
         return frozenset(range(len(self.loops))) - written
 
-    @property
+    @cached_property
     def loaded(self) -> tuple[Access, ...]:
         """Its reads, then those of its epilogue that it has not made itself, in order."""
         made = {each.value for each in self.writes}
@@ -243,7 +244,7 @@ class Kernel:
             made |= {write.value for write in each.writes}
         return tuple(found)
 
-    @property
+    @cached_property
     def stored(self) -> tuple[Access, ...]:
         """Its writes, then those of its epilogue, in order, without the hidden ones."""
         writes = [*self.writes, *(write for each in self.epilogue for write in each.writes)]

@@ -85,7 +85,7 @@ class _Choice:
 class _Draft:
     """A mapping with its transfers, not yet divided over time.
 
-    It takes `least_s` in any case, and `later_s` when the optimiser reads its results.
+    It takes `least_s` in any case; of that, `later_s` when the optimiser reads its results.
     """
 
     mapping: Mapping
@@ -111,8 +111,9 @@ class _Walk:
         self.resident_bytes = 0  # at the fullest node, if no value lay where another does
         self._chosen: dict[object, _Choice] = {}
         made = {access.value for kernel in graph.kernels for access in kernel.stored}
+        made |= {name for kernel in graph.kernels for name in kernel.hidden}
         for name, value in graph.values.items():
-            if name not in made and name not in _hidden(graph):
+            if name not in made:
                 self._put(value, self._initial_division(value), None)
 
     @property
@@ -220,13 +221,14 @@ class _Walk:
         best = float("inf")
         for candidates in self._candidates(kernel):
             drafts = [
-                self._draft(kernel, mapping, finish, compute_s)
+                draft
                 for compute_s, mapping in candidates
                 if compute_s < best
                 for finish in self._finishes(kernel, mapping)
+                if (draft := self._draft(kernel, mapping, finish, compute_s, best)) is not None
             ]
-            for draft in sorted(drafts, key=lambda each: each.least_s + each.later_s):
-                if draft.least_s + draft.later_s >= best:
+            for draft in sorted(drafts, key=lambda each: each.least_s):
+                if draft.least_s >= best:
                     break
                 found = self._evaluate(kernel, draft, budget)
                 if isinstance(found, str):
@@ -339,30 +341,50 @@ class _Walk:
         return Finish(pattern=pattern, boxes=old.layout.boxes, division=old.division)
 
     def _draft(
-        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], compute_s: float
-    ) -> _Draft:
-        values = self.graph.values
-        boxes, load_costs = [], []
-        for access in kernel.loaded:
-            value, layout = values[access.value], self.places[access.value].layout
-            boxes.append(self.costs.boxes(kernel, access, mapping, value))
-            load_costs.append(self.costs.load(layout, boxes[-1], value, access.gathered_share))
+        self,
+        kernel: Kernel,
+        mapping: Mapping,
+        finish: tuple[Finish, ...],
+        compute_s: float,
+        best: float,
+    ) -> _Draft | None:
+        """The transfers of a mapping; None as soon as it is clear that they take `best` or more."""
+        values, costs = self.graph.values, self.costs
+        sources = [self.places[access.value].layout for access in kernel.loaded]
+        boxes = [
+            costs.boxes(kernel, access, mapping, values[access.value]) for access in kernel.loaded
+        ]
+        arriving_s = sum(
+            costs.least_arriving_s(source, each, values[access.value], access.gathered_share)
+            for access, source, each in zip(kernel.loaded, sources, boxes, strict=True)
+        )
+        if max(compute_s, arriving_s) >= best:
+            return None
+        found: list[TransferCost] = []
+        for access, source, each in zip(kernel.loaded, sources, boxes, strict=True):
+            found.append(costs.load(source, each, values[access.value], access.gathered_share))
+            if costs.least_with_transfers(compute_s, found, ()) >= best:
+                return None
         stores = tuple(self._stores(kernel, mapping, finish))
-        store_costs = [self.costs.store(each, values[each.value]) for each in stores]
+        store_costs: list[TransferCost] = []
+        for store in stores:
+            store_costs.append(costs.store(store, values[store.value]))
+            if costs.least_with_transfers(compute_s, found, store_costs) >= best:
+                return None
+        later_s = self._later_seconds(kernel, mapping, finish)
+        least_s = costs.least_with_transfers(compute_s, found, store_costs) + later_s
         return _Draft(
             mapping=mapping,
             finish=finish,
             boxes=tuple(boxes),
             stores=stores,
-            load_costs=tuple(load_costs),
+            load_costs=tuple(found),
             store_costs=tuple(store_costs),
-            least_s=self.costs.least_with_transfers(compute_s, load_costs, store_costs),
-            later_s=self._later_seconds(kernel, mapping, finish),
+            least_s=least_s,
+            later_s=later_s,
         )
 
-    def _later_seconds(
-        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...]
-    ) -> float:
+    def _later_seconds(self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...]) -> float:
         """To bring gradients of weights to where these lie."""
         if kernel.phase is not Phase.BACKWARD or not self.costs.fabric.keeps_values:
             return 0.0
@@ -448,10 +470,6 @@ def _find_readers(graph: KernelGraph) -> dict[str, list[Kernel]]:
         for access in kernel.loaded:
             found.setdefault(access.value, []).append(kernel)
     return found
-
-
-def _hidden(graph: KernelGraph) -> set[str]:
-    return {name for kernel in graph.kernels for name in kernel.hidden}
 
 
 def _signature(kernel: Kernel, values: Any) -> object:
