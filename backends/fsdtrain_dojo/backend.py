@@ -1,12 +1,11 @@
 """The Dojo backend: a training step with the number formats of an emulated Tesla D1.
 
-Values are EMULATED: each stored tensor has been rounded as the machine would store it. Time is the
-host's and says nothing of Dojo's.
+Values are EMULATED: each stored tensor has been rounded as the machine would store it. The time
+that training takes is the host's; the machine's is MODELLED, by `profile_step`.
 """
 
 import platform
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,6 @@ from fsdtrain.backend import (
     TrainerParts,
 )
 from fsdtrain.step_profile import Origin, StepProfile
-from fsdtrain.torch_profile import profile_with_torch
 
 HOSTS = ("cpu", "cuda")
 
@@ -148,15 +146,16 @@ class DojoBackend(Backend):
         return self.table.read()
 
     def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
-        """The emulation's own time on this host, MEASURED; no time of Dojo."""
-        return profile_with_torch(
-            step,
-            batch,
-            optimizer,
-            backend=self.name,
-            device=self.device_name(),
-            dtype="emulated",
-            on_cuda=self.host == "cuda",
-            count_flops=False,
-            update=partial(self.optimizers.step, optimizer),
-        )
+        """How this very step would run on the machine: MODELLED; nothing is computed.
+
+        Raises:
+            BackendError: the step is no static graph, or cannot run on this machine.
+        """
+        from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+        from fsdtrain_dojo.lowering.record_step import record_step
+        from fsdtrain_dojo.modelled_profile import make_profile
+        from fsdtrain_dojo.modelling import model_step
+
+        recorded = record_step(step, batch, optimizer, recipe=self.recipe)
+        modelled = model_step(expand_macros(recorded), self.machine)
+        return make_profile(modelled, backend=self.name)
