@@ -5,8 +5,9 @@ It knows no backend: what an op computes in and whether a GPU's kernels are time
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from fsdtrain.step_profile import PHASES, OpProfile, Origin, Phase, StepProfile, TimelineEvent
 
 NUM_WARM_UPS = 2  # libraries choose kernels, the optimiser makes its state, compilers compile
 PHASE_RANGE = "fsdtrain phase: "
+LAYER_RANGE = "fsdtrain layer: "
 MICROSECOND = 1e-6
 
 
@@ -32,7 +35,7 @@ def profile_with_torch(
     device: str,
     dtype: str,
     on_cuda: bool = False,
-    count_flops: bool = True,
+    is_eager: bool = True,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     update: Callable[[], object] | None = None,
     notes: tuple[str, ...] = (),
@@ -47,7 +50,8 @@ def profile_with_torch(
         device: in words.
         dtype: what the ops compute in, as the profile shall name it.
         on_cuda: time the GPU's kernels rather than the CPU's ops.
-        count_flops: of the whole step; only where all of it runs op by op through PyTorch.
+        is_eager: whether the step runs op by op through PyTorch, so that its FLOPs can be counted
+            and its layers be told.
         autocast: entered around the forward pass.
         update: what stands for `optimizer.step()`.
         notes: for the reader of the profile.
@@ -72,7 +76,8 @@ def profile_with_torch(
     started = time.perf_counter()
     step_once()
     step_time_s = time.perf_counter() - started
-    events = _record(step_once, on_cuda=on_cuda)
+    with _named_layers(step) if is_eager else nullcontext():
+        events = _record(step_once, on_cuda=on_cuda)
     ranges = _phase_ranges(events)
     begin = min(start for start, _ in ranges.values())
     ops = _collect_ops(events, ranges, begin, dtype=dtype, on_cuda=on_cuda)
@@ -82,7 +87,7 @@ def profile_with_torch(
         origin=origin,
         step_time_s=step_time_s,
         ops=ops,
-        flops=_count_flops(step_once) if count_flops else None,
+        flops=_count_flops(step_once) if is_eager else None,
         timeline=_timeline(events, begin),
         notes=notes,
     )
@@ -101,6 +106,30 @@ def _count_flops(step_once: Callable[[], None]) -> float | None:
     with FlopCounterMode(display=False) as counter:
         step_once()
     return float(counter.get_total_flops()) or None
+
+
+@contextmanager
+def _named_layers(step: nn.Module) -> Iterator[None]:
+    """Every call of a submodule is a range with the module's path in its name."""
+    open_ranges: list[record_function] = []
+
+    def enter(name: str, *_: Any) -> None:
+        open_ranges.append(record_function(LAYER_RANGE + name))
+        open_ranges[-1].__enter__()  # type: ignore[no-untyped-call]  # torch's
+
+    def leave(*_: Any) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    hooks: list[RemovableHandle] = []
+    for name, module in step.named_modules():
+        if name:
+            hooks.append(module.register_forward_pre_hook(partial(enter, name)))
+            hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _forward(
@@ -132,8 +161,9 @@ def _collect_ops(
     dtype: str,
     on_cuda: bool,
 ) -> tuple[OpProfile, ...]:
-    """Calls of one op with equal shapes in one phase together; the slowest come first."""
-    alike: dict[tuple[str, str, Phase], list[FunctionEvent]] = defaultdict(list)
+    """Calls of one op with equal shapes in one phase and layer together, the slowest first."""
+    alike: dict[tuple[str, str, Phase, str | None], list[FunctionEvent]] = defaultdict(list)
+    layers = _layers_by_sequence(events)
     flops: dict[int, int] = defaultdict(int)
     for event in events:
         if event.flops:
@@ -145,7 +175,8 @@ def _collect_ops(
         phase = next(
             (phase for phase in PHASES if event.time_range.start <= ranges[phase][1]), PHASES[-1]
         )
-        alike[event.name, _describe_shapes(event), phase].append(event)
+        layer = _layer_of(event, layers)
+        alike[event.name, _describe_shapes(event), phase, layer].append(event)
     ops = [
         OpProfile(
             name=name,
@@ -161,9 +192,10 @@ def _collect_ops(
             num_bytes=None,
             bound_by=None,
             phase=phase,
+            layer=layer,
             start_s=MICROSECOND * (min(call.time_range.start for call in calls) - begin),
         )
-        for (name, shapes, phase), calls in alike.items()
+        for (name, shapes, phase, layer), calls in alike.items()
     ]
     return tuple(sorted(ops, key=lambda op: -op.time_s))
 
@@ -196,12 +228,42 @@ def _timeline(events: Sequence[FunctionEvent], begin: float) -> tuple[TimelineEv
 
 
 def _is_within_op(event: FunctionEvent) -> bool:
-    parent = event.cpu_parent
-    while parent is not None:
-        if parent.name.startswith("aten::"):
-            return True
-        parent = parent.cpu_parent
-    return False
+    return any(caller.name.startswith("aten::") for caller in _callers(event))
+
+
+def _callers(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    """From the inside out."""
+    caller = event.cpu_parent
+    while caller is not None:
+        yield caller
+        caller = caller.cpu_parent
+
+
+def _layers_by_sequence(events: Sequence[FunctionEvent]) -> dict[int, str]:
+    """The layer whose forward pass made the autograd node of each sequence number."""
+    found = {}
+    for event in sorted(events, key=lambda each: each.time_range.start):
+        layer = _layer_around(event)
+        if layer is not None and event.sequence_nr >= 0:
+            # Ops that make no node carry the number of the next one: the last is the one.
+            found[event.sequence_nr] = layer
+    return found
+
+
+def _layer_of(event: FunctionEvent, layers: dict[int, str]) -> str | None:
+    """Of a backward op, that of the node it works for."""
+    around = _layer_around(event)
+    if around is not None:
+        return around
+    nodes = (caller for caller in _callers(event) if caller.name.startswith("autograd::"))
+    node = next(nodes, None)
+    return None if node is None else layers.get(node.sequence_nr)
+
+
+def _layer_around(event: FunctionEvent) -> str | None:
+    names = (caller.name for caller in _callers(event))
+    inner = next((name for name in names if name.startswith(LAYER_RANGE)), None)
+    return None if inner is None else inner.removeprefix(LAYER_RANGE)
 
 
 def _is_on_cpu(event: FunctionEvent) -> bool:

@@ -67,6 +67,12 @@ def test_a_clocked_profile_tells_the_phases_and_the_work() -> None:
     products = {(op.shapes, op.phase): op for op in found.ops if op.name == "aten::mm"}
     assert products["4x16, 16x32", "forward"].flops == 2 * 4 * 16 * 32
     assert products["32x4, 4x16", "backward"].flops == 2 * 4 * 16 * 32
+    layers = {(op.shapes, op.layer) for op in found.ops if op.name == "aten::mm"}
+    assert layers == {
+        ("4x16, 16x32", "first"), ("32x4, 4x16", "first"), ("4x32, 32x8", "second"),
+        ("8x4, 4x32", "second"), ("4x8, 8x32", "second"),
+    }  # fmt: skip
+    assert not step.first._forward_hooks, "nothing is left behind"
     firsts = [
         min(op.start_s for op in found.ops if op.phase == phase and op.start_s is not None)
         for phase in PHASES
@@ -90,7 +96,7 @@ def test_what_stands_for_the_optimisers_step_is_called() -> None:
         backend="b",
         device="d",
         dtype="fp32",
-        count_flops=False,
+        is_eager=False,
         update=lambda: calls.append(1),
     )
     assert len(calls) == 5  # two to warm up, one by the clock, two under the profiler
