@@ -41,25 +41,30 @@ class CallList:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)  # value -> module path it belongs to
     wanted: set[str] = field(default_factory=set)  # values that outlive the step
+    parents: set[str] = field(default_factory=set)  # names of calls of several results
 
     def add_value(
         self, name: str, like: Tensor, kind: ValueKind, stored: Storage | None = None
     ) -> Value:
         """A new value of this name, or of one with a number where that is taken."""
         format_name, num_bytes = stored or stored_as(like.dtype)
-        number, unique = 1, name
-        while unique in self.values:
-            number += 1
-            unique = f"{name}.{number}"
         value = Value(
-            name=unique,
+            name=self._free_name(name),
             shape=tuple(like.shape),
             format=format_name,
             element_bytes=num_bytes,
             kind=kind,
         )
-        self.values[unique] = value
+        self.values[value.name] = value
         return value
+
+    def _free_name(self, name: str) -> str:
+        """What checkpointing computes again has the names of the first time."""
+        number, free = 1, name
+        while free in self.values or free in self.parents:
+            number += 1
+            free = f"{name}.{number}"
+        return free
 
     def add_given(
         self, name: str, tensor: Tensor, kind: ValueKind, stored: Storage | None = None
@@ -140,16 +145,16 @@ class CallList:
         owners = (self.owner.get(found[each].name, "") for _, each in operands(node))
         sites = [site.layer for site in node.meta.get(STORED, {}).values()]
         layer = layer_of(node) or next(filter(None, [*sites, *owners]), "")
-        outputs = self._outputs(node, found, prefix)
+        name, outputs = self._outputs(node, found, prefix)
         if phase is Phase.OPTIMIZER:
             self.owner |= {value.name: layer for value in outputs if value is not None and layer}
         self.calls.append(
             OpCall(
-                name=outputs[0].name if len(outputs) == 1 and outputs[0] else prefix + node.name,
+                name=name,
                 op=op_name(node),
                 function=in_place_variant(node, {}),
                 args=tuple(map(fill, node.args)),
-                kwargs={name: fill(each) for name, each in node.kwargs.items()},
+                kwargs={key: fill(each) for key, each in node.kwargs.items()},
                 outputs=outputs,
                 phase=phase,
                 layer=layer,
@@ -159,12 +164,15 @@ class CallList:
 
     def _outputs(
         self, node: Node, found: dict[Node, Value], prefix: str
-    ) -> tuple[Value | None, ...]:
+    ) -> tuple[str, tuple[Value | None, ...]]:
+        """A unique name for the call, and its results."""
         results = node.meta.get("val", ())  # an assertion gives nothing
         if isinstance(results, Tensor):
             stored = self._storage(node, 0, results, found)
             found[node] = self.add_value(prefix + node.name, results, ValueKind.ACTIVATION, stored)
-            return (found[node],)
+            return found[node].name, (found[node],)
+        parent = self._free_name(prefix + node.name)
+        self.parents.add(parent)
         outputs: list[Value | None] = [None] * len(results)
         for pick in [user for user in node.users if user.target is operator.getitem]:
             index = pick.args[1]
@@ -172,10 +180,10 @@ class CallList:
             value = outputs[index]
             if value is None:
                 stored = self._storage(node, index, results[index], found)
-                name = f"{prefix}{node.name}.{index}"
+                name = f"{parent}.{index}"
                 value = self.add_value(name, results[index], ValueKind.ACTIVATION, stored)
             outputs[index] = found[pick] = value
-        return tuple(outputs)
+        return parent, tuple(outputs)
 
     def _storage(
         self, node: Node, index: int, result: Tensor, found: Mapping[Node, Value]

@@ -438,10 +438,8 @@ RULES: dict[str, Describe] = {
     "aten.diagonal": describe_diagonal,
     **dict.fromkeys(
         (
-            "aten.as_strided", "aten.channel_shuffle", "aten.diag_embed", "aten.rot90",
+            "aten.as_strided", "aten.diag_embed", "aten.rot90",
             "aten.diagonal_backward",
-            "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
-            "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d",
         ),
         describe_by_number,
     ),

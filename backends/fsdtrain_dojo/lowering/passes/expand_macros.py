@@ -8,6 +8,7 @@ Which kernels those are is said by the files of `describe`, a family of ops each
 from collections.abc import Mapping
 
 from fsdtrain_dojo.lowering.describe import (
+    by_row,
     convolution,
     creation,
     grid_sample,
@@ -32,6 +33,7 @@ RULES: dict[str, Describe] = {
     **reductions.RULES,
     **movement.RULES,
     **creation.RULES,
+    **by_row.RULES,
     **indexing.RULES,
     **matmul.RULES,
     **convolution.RULES,
