@@ -65,11 +65,11 @@ def all_reduce(join: Join, num_bytes: float, *, lies_outside: bool = False) -> A
             how="nothing to sum", num_bytes={}, joules=0.0,
         )  # fmt: skip
     mesh = min(
-        (_bucket(join, num_bytes, rows_first=True),
-         _bucket(join, num_bytes, rows_first=False),
-         _root(join, num_bytes)),
-        key=lambda each: each.scatter_s + each.gather_s,
-    )  # fmt: skip
+        (_bucket(join, num_bytes, rows_first=each) for each in (True, False)),
+        key=lambda each: each.seconds,
+    )
+    if _least_to_root(join, num_bytes) < mesh.seconds:
+        mesh = min(mesh, _root(join, num_bytes), key=lambda each: each.seconds)
     network_s, network_how = _over_network(join, num_bytes)
     hows = [mesh.how] if join.num_in_mesh > 1 else []
     hows += [network_how] if network_how else []
@@ -92,6 +92,10 @@ class _OnMesh:
     is_bucket: bool
     rows_first: bool
     how: str
+
+    @property
+    def seconds(self) -> float:
+        return self.scatter_s + self.gather_s
 
 
 def _bucket(join: Join, num_bytes: float, *, rows_first: bool) -> _OnMesh:
@@ -134,6 +138,19 @@ def _gather_s(join: Join, line: Line, num_parts: int, num_bytes: float) -> float
 def add_seconds(join: Join, num_bytes: float, num_nodes: int) -> float:
     """For nodes to add a block that is spread over them: their memories' ports limit it."""
     return num_bytes / num_nodes * join.add_s_per_byte
+
+
+def _least_to_root(join: Join, num_bytes: float) -> float:
+    """No reduce and multicast is quicker: all of it crosses every border, there and back."""
+    return (
+        2
+        / join.clock_hz
+        * sum(
+            max(line.packet_clocks) * (line.num_packets(num_bytes) - 1)
+            for line in (join.row, join.column)
+            if len(line) > 1
+        )
+    )
 
 
 def _root(join: Join, num_bytes: float) -> _OnMesh:

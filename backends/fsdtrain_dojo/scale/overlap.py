@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fsdtrain_dojo.scale.all_reduce import AllReduce
 from fsdtrain_dojo.scale.replica import Gradient
 
-MOST_BUCKETS = 64  # beyond, latency only grows
+MOST_BUCKETS = 32  # beyond, latency only grows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,12 @@ def parallel_ring_clocks(
     one = np.array([line.transfer(a, b, 1) for a, b in ends], float)
     slowest = np.array([line.transfer(a, b, 2) for a, b in ends], float) - one
     busy, hops = packets * slowest, one + max(packets - 1, 0.0) * slowest
-    arrived = np.zeros((num_parts, count))
-    free = np.zeros(count)
+    arrived, free = np.zeros((num_parts, count)), np.zeros(count)
+    in_turn = np.arange(num_parts)[:, None] * busy  # when parts leave that wait for nothing else
+    behind = (np.arange(count) - 1) % count
     for step in range(count - 1):
-        for part in range(num_parts):
-            start = np.maximum(arrived[part] + (add_clocks if step else 0.0), free)
-            free = start + busy
-            arrived[part] = np.roll(start + hops, 1)
+        earliest = arrived + (add_clocks if step else 0.0) - in_turn
+        start = np.maximum(np.maximum.accumulate(earliest, axis=0), free) + in_turn
+        free = start[-1] + busy
+        arrived = (start + hops)[:, behind]
     return float(arrived.max())
