@@ -6,7 +6,6 @@ so that module, optimiser and random numbers are left as they were. Knows no mac
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -19,36 +18,15 @@ from fsdtrain_dojo.capture.compiler import (
     trace_step,
 )
 from fsdtrain_dojo.capture.program import Program
-from fsdtrain_dojo.lowering.describe.building import call_with
 from fsdtrain_dojo.lowering.dry_capture import RecordedError, give_up
 from fsdtrain_dojo.lowering.graph_calls import CallList, storage_of, without_dead
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
-from fsdtrain_dojo.lowering.op_call import OpCall
 from fsdtrain_dojo.lowering.record_update import add_update
+from fsdtrain_dojo.lowering.recorded import RecordedStep, run_directly
 from fsdtrain_dojo.optimizer import check_owned
 from fsdtrain_dojo.recipe import Recipe, Role
 
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedStep:
-    """A step as op calls.
-
-    Args:
-        calls: in an order in which they can run.
-        values: all that the calls read and write, by name.
-        renews: new value -> the old one whose place it takes: weights, moments, statistics.
-        tensors: the module's own tensors, the batch, the optimiser's states and constants by name
-            of value: all that no call writes. A real step changes some of them in place.
-        outputs: names of what the step gives: the loss, or the results of inference.
-        gradients: weight -> its gradient; empty for inference.
-    """
-
-    calls: tuple[OpCall, ...]
-    values: Mapping[str, Value]
-    renews: Mapping[str, str]
-    tensors: Mapping[str, Tensor]
-    outputs: tuple[str, ...]
-    gradients: Mapping[str, str]
+__all__ = ["RecordedStep", "record_forward", "record_step", "run_directly"]
 
 
 def record_step(
@@ -116,26 +94,6 @@ def record_forward(module: nn.Module, *inputs: Any, recipe: Recipe) -> RecordedS
             each.training = True
     recording.add_inference(graphs[Phase.FORWARD], recording.add_inputs(examples, places))
     return recording.finish({})
-
-
-def run_directly(
-    recorded: RecordedStep, tensors: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Every value of a step, each op computed as PyTorch computes it; nothing is rounded.
-
-    Args:
-        recorded: the step.
-        tensors: those to start from; None: the recorded ones.
-    """
-    found = dict(recorded.tensors if tensors is None else tensors)
-    with torch.no_grad():
-        for call in recorded.calls:
-            results = call_with(call, found)
-            results = results if isinstance(results, list | tuple) else (results,)
-            for value, result in zip(call.outputs, results, strict=True):
-                if value is not None:
-                    found[value.name] = result
-    return found
 
 
 def _default_loss(module: nn.Module, batch: Any) -> Tensor:

@@ -1,26 +1,20 @@
-"""Ops that go where other values point: look-ups, and sums or copies to such places.
+"""Look-ups: where to read is said by other values.
 
     index_select(x, 0, at)     loops: places, columns;  x: all rows (gathered), column;  at: place
-    index_add(x, 0, at, y)     loops: rows, columns | places;  y: place, column;  at: place
 
-A look-up needs all of the dimension that is pointed into, of which it reads only a share. To a sum
-every part of its operand adds what falls into its own range of places; parts of the operand give
-partial sums.
+All of the dimension that is pointed into is needed, of which a share is read.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from fsdtrain_dojo.lowering.describe.building import along_all, call_with, make_kernel, values_of
+from fsdtrain_dojo.lowering.describe.building import along_all, call_with, make_kernel
 from fsdtrain_dojo.lowering.describe.fallback import describe_whole
 from fsdtrain_dojo.lowering.describe.pointwise import loops_of, torch_dtype
 from fsdtrain_dojo.lowering.kernel import (
     Access,
-    Block,
-    Loop,
     Span,
     Unit,
     Value,
@@ -80,13 +74,13 @@ def describe_index(call: OpCall) -> Expansion:
     if any(each.format == "bool" for each in indices):
         return describe_whole(call)
     common = torch.broadcast_shapes(*(each.shape for each in indices))
-    place, loop_of = _index_loops(len(source.shape), pointed, len(common))
+    place, loop_of = index_loops(len(source.shape), pointed, len(common))
     spans = tuple(
         whole(size) if d in pointed else along(loop_of[d]) for d, size in enumerate(source.shape)
     )
     share = math.prod(common) / math.prod(source.shape[d] for d in pointed)
     by_name = {each.name: each for each in indices}
-    reads = tuple(_broadcast_at(each, place, len(common)) for each in by_name.values())
+    reads = tuple(broadcast_at(each, place, len(common)) for each in by_name.values())
     if source.name in by_name:
         return describe_whole(call)
     kernel = make_kernel(
@@ -102,7 +96,7 @@ def describe_index(call: OpCall) -> Expansion:
     return Expansion(kernels=(kernel,))
 
 
-def _index_loops(rank: int, pointed: Sequence[int], num_common: int) -> tuple[int, dict[int, int]]:
+def index_loops(rank: int, pointed: Sequence[int], num_common: int) -> tuple[int, dict[int, int]]:
     """(first loop of the indices, loop of every other dimension) in the result of x[indices].
 
     The indices' dimensions stand where the first of them was, if those are neighbours; else first.
@@ -115,167 +109,11 @@ def _index_loops(rank: int, pointed: Sequence[int], num_common: int) -> tuple[in
     }
 
 
-def _broadcast_at(index: Value, first_loop: int, num_loops: int) -> Access:
+def broadcast_at(index: Value, first_loop: int, num_loops: int) -> Access:
+    """Access to an index, broadcast from the right to a number of loops."""
     ahead = first_loop + num_loops - len(index.shape)
     spans = (Span() if size == 1 else along(ahead + d) for d, size in enumerate(index.shape))
     return Access(index.name, tuple(spans))
-
-
-def describe_embedding_backward(call: OpCall) -> Expansion:
-    """embedding_dense_backward: gradients of rows add up, but for the padding row."""
-    gradient, at, _, padding, scales_by_count = call.args
-    (result,) = call.outputs
-    assert result is not None
-    if scales_by_count:
-        return describe_whole(call)
-    rank = len(at.shape)
-    loops = (
-        Loop("row", result.shape[0]),
-        Loop("column", result.shape[1]),
-        *(Loop(f"place{d}", size) for d, size in enumerate(at.shape)),
-    )
-    places = tuple(along(2 + d) for d in range(rank))
-
-    def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
-        given, index = tensors[0].flatten(0, rank - 1), tensors[1].flatten()
-        (first, end), (left, right) = block.boxes[2]
-        is_here = (index >= first) & (index < end) & (index != padding)
-        total = torch.zeros(end - first, right - left, dtype=given.dtype)
-        return [total.index_add_(0, index[is_here] - first, given[is_here])]
-
-    kernel = make_kernel(
-        call,
-        unit=Unit.VECTOR,
-        loops=loops,
-        reads=(Access(gradient.name, (*places, along(1))), Access(at.name, places)),
-        writes=(Access(result.name, (along(0), along(1))),),
-        flops=gradient.num_elements,
-        compute=compute,
-    )
-    return Expansion(kernels=(kernel,))
-
-
-def describe_scatter(call: OpCall) -> Expansion:
-    """index_add, scatter_add, scatter, index_copy and index_fill, along one dimension."""
-    base, dim, at = call.args[:3]
-    source = call.args[3] if len(call.args) > 3 else call.kwargs.get("value")
-    (result,) = call.outputs
-    assert result is not None
-    rank = len(result.shape)
-    names = [value.name for value in values_of(call)]
-    if not rank or not at.shape or len(set(names)) < len(names) or call.kwargs.get("reduce"):
-        return describe_whole(call)
-    dim = dim % rank
-    is_flat = call.op.startswith("aten.index_")  # the index has one dimension
-    is_sum = call.op in _SUMS
-    loops = (*loops_of(result.shape), Loop("place", at.shape[0 if is_flat else dim], is_sum))
-    own = tuple(along(rank if d == dim else d) for d in range(rank))
-    reads = [along_all(base), Access(at.name, (along(rank),) if is_flat else own)]
-    source_value = source if isinstance(source, Value) else None
-    if source_value is not None:
-        reads.append(Access(source_value.name, own if source_value.shape else ()))
-
-    def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
-        first, end = block.ranges[dim]
-        start = tensors[0]
-        if block.ranges[rank][0] > 0:  # the base is added once
-            start = torch.zeros_like(start)
-        index = tensors[1]
-        is_here = (index >= first) & (index < end)
-        # What goes elsewhere goes into one more row, which is cut off.
-        extra = start.narrow(dim, 0, 1)
-        index = torch.where(is_here, index - first, end - first)
-        given = tensors[2] if source_value is not None else source
-        if isinstance(given, Tensor) and given.ndim == rank and not is_flat:
-            given = given[tuple(slice(0, size) for size in index.shape)]
-        widened = torch.cat([start, extra], dim)
-        filled = call.function(widened, dim, index, given, **_plain_options(call))
-        return [filled.narrow(dim, 0, end - first)]
-
-    kernel = make_kernel(
-        call,
-        unit=Unit.VECTOR if is_sum else Unit.MOVE,
-        loops=loops,
-        reads=tuple(reads),
-        writes=(Access(result.name, tuple(map(along, range(rank)))),),
-        flops=(source_value or at).num_elements if is_sum else 0,
-        compute=compute,
-    )
-    return Expansion(kernels=(kernel,))
-
-
-def _plain_options(call: OpCall) -> dict[str, object]:
-    return {name: each for name, each in call.kwargs.items() if name == "alpha"}
-
-
-def describe_index_put(call: OpCall) -> Expansion:
-    """x[i, j] = y or += y; with dimensions in front or behind that are not pointed into."""
-    base, listed, given = call.args[:3]
-    accumulates = bool(call.args[3]) if len(call.args) > 3 else False
-    (result,) = call.outputs
-    assert result is not None
-    rank = len(result.shape)
-    pointed = [d for d, each in enumerate(listed) if each is not None]
-    indices = [each for each in listed if each is not None]
-    names = [value.name for value in values_of(call)]
-    is_mask = any(each.format == "bool" for each in indices)
-    if is_mask or len(set(names)) < len(names):
-        return describe_whole(call)
-    common = torch.broadcast_shapes(*(each.shape for each in indices))
-    place, loop_of = _index_loops(rank, pointed, len(common))
-    others = [d for d in range(rank) if d not in pointed]
-    # Loops of the result first, then those of the places.
-    loops = (
-        *loops_of(result.shape),
-        *(Loop(f"place{d}", size, accumulates) for d, size in enumerate(common)),
-    )
-    value_loops = {place + d: rank + d for d in range(len(common))} | {
-        loop: dim for dim, loop in loop_of.items()
-    }
-    num_value_loops = len(common) + len(others)
-    ahead = num_value_loops - len(given.shape)
-    value_spans = tuple(
-        Span() if size == 1 else along(value_loops[ahead + d]) for d, size in enumerate(given.shape)
-    )
-
-    def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
-        ranges = block.ranges
-        start, values, points = tensors[0], tensors[1], torch.broadcast_tensors(*tensors[2:])
-        if any(first > 0 for first, _ in ranges[rank:]):
-            start = torch.zeros_like(start)
-        lengths = [
-            end - first for first, end in (ranges[value_loops[i]] for i in range(num_value_loops))
-        ]
-        values = values.expand(lengths).movedim(
-            list(range(place, place + len(common))), list(range(len(common)))
-        )
-        values = values.flatten(0, len(common) - 1) if common else values[None]
-        flat = [point.expand(lengths[place : place + len(common)]).flatten() for point in points]
-        sizes = [result.shape[d] for d in pointed]
-        flat = [torch.where(at < 0, at + size, at) for at, size in zip(flat, sizes, strict=True)]
-        is_here = torch.ones_like(flat[0], dtype=torch.bool)
-        for at, d in zip(flat, pointed, strict=True):
-            is_here &= (at >= ranges[d][0]) & (at < ranges[d][1])
-        moved = start.permute([*pointed, *others]).contiguous()
-        at_here = tuple((at - ranges[d][0])[is_here] for at, d in zip(flat, pointed, strict=True))
-        moved = moved.index_put(at_here, values[is_here].to(moved.dtype), accumulate=accumulates)
-        order = [*pointed, *others]
-        return [moved.permute([order.index(d) for d in range(rank)]).contiguous()]
-
-    kernel = make_kernel(
-        call,
-        unit=Unit.VECTOR if accumulates else Unit.MOVE,
-        loops=loops,
-        reads=(
-            along_all(base),
-            Access(given.name, value_spans),
-            *(_broadcast_at(each, rank, len(common)) for each in indices),
-        ),
-        writes=(along_all(result),),
-        flops=math.prod(common) * math.prod(result.shape[d] for d in others) if accumulates else 0,
-        compute=compute,
-    )
-    return Expansion(kernels=(kernel,))
 
 
 def describe_search(call: OpCall) -> Expansion:
@@ -300,14 +138,8 @@ def describe_search(call: OpCall) -> Expansion:
     return Expansion(kernels=(kernel,))
 
 
-_SUMS = ("aten.index_add", "aten.scatter_add")
 RULES: dict[str, Describe] = {
     **dict.fromkeys(("aten.index_select", "aten.gather", "aten.embedding"), describe_look_up),
     **dict.fromkeys(("aten.index", "aten._unsafe_index"), describe_index),
-    "aten.embedding_dense_backward": describe_embedding_backward,
-    **dict.fromkeys(
-        (*_SUMS, "aten.scatter", "aten.index_copy", "aten.index_fill"), describe_scatter
-    ),
-    **dict.fromkeys(("aten.index_put", "aten._unsafe_index_put"), describe_index_put),
     **dict.fromkeys(("aten.bucketize", "aten.searchsorted"), describe_search),
 }

@@ -6,6 +6,7 @@ from its spans, and what is computed is a look-up within the boxes.
     y = cat([a, b]), 3 and 2 long     loop i;  a: i;  b: i - 3, cut to b;  y: i
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from fsdtrain_dojo.lowering.describe.building import along_all, make_kernel
 from fsdtrain_dojo.lowering.describe.pointwise import loops_of, torch_dtype
 from fsdtrain_dojo.lowering.kernel import Access, Block, Kernel, Span, Unit, Value
-from fsdtrain_dojo.lowering.op_call import OpCall
+from fsdtrain_dojo.lowering.op_call import Expansion, OpCall
 
 # Indices of the result, a tensor for each dimension that broadcasts to its box -> the same for
 # each dimension of the operand. What lies outside of the operand is not taken from it.
@@ -81,6 +82,24 @@ def moving_kernel(
         writes=(along_all(result),),
         compute=compute,
     )
+
+
+def ends(call: OpCall) -> tuple[Value, Value]:
+    """Operand and result of an op that has one of each."""
+    source, (result,) = call.args[0], call.outputs
+    assert isinstance(source, Value)
+    assert result is not None
+    return source, result
+
+
+def moved(call: OpCall, result: Value, source: Source) -> Expansion:
+    """The one kernel of an op that moves one operand."""
+    return Expansion(kernels=(moving_kernel(call, result, [source]),))
+
+
+def strides_of(shape: Sequence[int]) -> list[int]:
+    """How far apart neighbours along each dimension are, in elements."""
+    return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
 
 
 def _places(box: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -1,27 +1,29 @@
-"""Reductions: sums, means, variances, extremes, and what needs a whole dimension at once.
+"""Reductions: sums, means, variances, norms, extremes.
 
 mean(x, 1)      loops: the dimensions of x; x: all of them; y: without the second, which is a
-                reduction. Each part divides by the full count, so that parts add up.
+reduction. Each part divides by the full count, so that parts add up.
 var(x, 1)       mean(x, 1), then the sum of (x - mean)^2 / (n - 1): never in one pass, which
-                would cancel.
-sort(x, 1)      the second dimension is never divided.
+would cancel.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsdtrain_dojo.lowering.describe.building import (
     along_all,
-    call_with,
     intermediate,
     make_kernel,
     values_of,
 )
-from fsdtrain_dojo.lowering.describe.pointwise import is_random, loops_of, torch_dtype
+from fsdtrain_dojo.lowering.describe.pointwise import (
+    describe_pointwise,
+    loops_of,
+    torch_dtype,
+)
+from fsdtrain_dojo.lowering.describe.scans import describe_along, reduced_dims
 from fsdtrain_dojo.lowering.kernel import (
     Access,
     Block,
@@ -32,7 +34,6 @@ from fsdtrain_dojo.lowering.kernel import (
     Unit,
     Value,
     along,
-    whole,
 )
 from fsdtrain_dojo.lowering.op_call import Describe, Expansion, OpCall
 
@@ -87,6 +88,8 @@ def describe_max(call: OpCall) -> Expansion:
     """Max and min: of everything, of one dimension with indices, or of two tensors."""
     if len(call.outputs) == 2:
         return describe_along(call)
+    if len(values_of(call)) == 2:
+        return describe_pointwise(call)
     return describe_extreme(call)
 
 
@@ -157,53 +160,6 @@ def describe_norm(call: OpCall) -> Expansion:
         call, total, result, lambda x: x.sqrt() if order == 2 else x.pow(1 / order), ".root", (0, 1)
     )
     return Expansion(kernels=(first, root), values=(total,))
-
-
-def describe_along(call: OpCall) -> Expansion:
-    """Ops that need a whole dimension at once: sorts, scans, argmax, products."""
-    (source, *_) = values_of(call)
-    rank = len(source.shape)
-    dims = _along_dims(call, rank)
-    results = [value for value in call.outputs if value is not None]
-    indices = [index for index, value in enumerate(call.outputs) if value is not None]
-    loops = tuple(
-        Loop(f"d{dim}", size, is_splittable=dim not in dims)
-        for dim, size in enumerate(source.shape)
-    )
-
-    def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
-        found = call_with(call, {source.name: tensors[0]})
-        return [found[i] for i in indices] if isinstance(found, list | tuple) else [found]
-
-    # Sorts compare each element with the logarithm of the others, the rest looks at it once.
-    length = math.prod(source.shape[dim] for dim in dims)
-    is_sort = call.op in _SORTS
-    weight = max(math.ceil(math.log2(max(length, 2))), 1) if is_sort else 1
-    kernel = make_kernel(
-        call,
-        unit=Unit.VECTOR,
-        loops=loops,
-        reads=(along_all(source),),
-        writes=tuple(_along_write(value, source, dims) for value in results),
-        flops=weight * source.num_elements,
-        specials=2 * source.num_elements if call.op in _EXPONENTIALS else 0,
-        compute=compute,
-        is_random=is_random(call),
-    )
-    return _one(kernel)
-
-
-def _along_write(value: Value, source: Value, dims: Dims) -> Access:
-    """Loops of the source's dimensions; where the length changes, all of it at the only range."""
-    rank = len(source.shape)
-    if len(value.shape) == rank:
-        sizes = zip(value.shape, source.shape, strict=True)
-        spans = tuple(
-            along(dim) if mine == given else whole(mine) for dim, (mine, given) in enumerate(sizes)
-        )
-        return Access(value.name, spans)
-    kept = [dim for dim in range(rank) if dim not in dims]
-    return Access(value.name, tuple(map(along, kept)))
 
 
 def _reduction(
@@ -297,27 +253,9 @@ def _of(call: OpCall, dims_at: int = 1) -> tuple[Value, Value, Dims, bool]:
     given = call.args[dims_at] if len(call.args) > dims_at else call.kwargs.get("dim")
     if isinstance(given, bool):  # var(x, unbiased)
         given = None
-    dims = _dims(given, rank)
+    dims = reduced_dims(given, rank)
     keeps = bool(rank and dims and len(result.shape) == rank)
     return source, result, dims, keeps
-
-
-def _dims(given: Any, rank: int) -> Dims:
-    if given is None or isinstance(given, list | tuple) and not given:
-        return tuple(range(rank))
-    listed = given if isinstance(given, list | tuple) else [given]
-    return tuple(sorted({dim % rank for dim in listed})) if rank else ()
-
-
-def _along_dims(call: OpCall, rank: int) -> Dims:
-    """The dimensions that are needed whole."""
-    position = {"aten.topk": 2, "aten.kthvalue": 2}.get(call.op, 1)
-    given = call.args[position] if len(call.args) > position else call.kwargs.get("dim")
-    if call.op in ("aten.topk", "aten.kthvalue", "aten.sort") and not isinstance(given, int):
-        given = -1
-    if isinstance(given, bool):  # sort.stable gives its dimension by name
-        given = call.kwargs.get("dim", -1)
-    return _dims(given, rank)
 
 
 def _correction(call: OpCall) -> float:
@@ -333,8 +271,6 @@ def _one(kernel: Kernel) -> Expansion:
     return Expansion(kernels=(kernel,))
 
 
-_SORTS = ("aten.sort", "aten.topk", "aten.median", "aten.kthvalue", "aten.argsort")
-_EXPONENTIALS = ("aten.logsumexp", "aten.logcumsumexp")
 RULES: dict[str, Describe] = {
     "aten.sum": describe_sum,
     "aten.nansum": describe_sum,
@@ -343,15 +279,4 @@ RULES: dict[str, Describe] = {
     **dict.fromkeys(("aten.max", "aten.min"), describe_max),
     **dict.fromkeys(("aten.var", "aten.std", "aten.var_mean", "aten.std_mean"), describe_variance),
     **dict.fromkeys(("aten.norm", "aten.linalg_vector_norm"), describe_norm),
-    **dict.fromkeys(
-        (
-            *_SORTS,
-            *_EXPONENTIALS,
-            *(
-                f"aten.{name}"
-                for name in ("cumsum", "cumprod", "cummax", "cummin", "prod", "argmax", "argmin")
-            ),
-        ),
-        describe_along,
-    ),
 }

@@ -13,28 +13,36 @@ from fsdtrain_dojo.lowering.describe import (
     creation,
     grid_sample,
     indexing,
+    joining,
     losses,
     matmul,
     movement,
     normalization,
     pointwise,
     pooling,
+    rearranging,
     reductions,
     resampling,
+    scans,
+    scattering,
     softmax,
 )
 from fsdtrain_dojo.lowering.describe.fallback import describe_whole
 from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph, Value
 from fsdtrain_dojo.lowering.op_call import Describe, OpCall
-from fsdtrain_dojo.lowering.record_step import RecordedStep
+from fsdtrain_dojo.lowering.recorded import RecordedStep
 
 RULES: dict[str, Describe] = {
     **pointwise.RULES,
     **reductions.RULES,
+    **scans.RULES,
     **movement.RULES,
+    **joining.RULES,
+    **rearranging.RULES,
     **creation.RULES,
     **by_row.RULES,
     **indexing.RULES,
+    **scattering.RULES,
     **matmul.RULES,
     **convolution.RULES,
     **normalization.RULES,
