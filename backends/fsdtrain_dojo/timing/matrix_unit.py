@@ -86,13 +86,16 @@ def weight_stationary(
     depth_tiles = product.folds * ceil(product.k / matrix.depth)
     column_tiles = ceil(product.n / matrix.columns)
     passes = ceil(product.batch * depth_tiles * column_tiles)
-    rounds = ceil(passes / matrix.num_units)  # that the busiest unit makes
-    streamed = ceil(product.m / matrix.rows) * matrix.step_cycles(format_name)
-    busy_cycles = rounds * streamed
+    granules = ceil(product.m / matrix.rows)
+    rounds, rest = divmod(passes, matrix.num_units)
+    # Units that would have no pass of their own share the rows of the last ones.
+    whole = granules * matrix.step_cycles(format_name)
+    last = ceil(granules * rest / matrix.num_units) * matrix.step_cycles(format_name)
+    busy_cycles = rounds * whole + last
     # The first operand is waited for, the others are loaded behind the streams before them.
-    cycles = matrix.load_cycles + rounds * (
-        max(streamed, matrix.load_cycles) + matrix.latency_cycles
-    )
+    cycles = matrix.load_cycles + rounds * (max(whole, matrix.load_cycles) + matrix.latency_cycles)
+    if rest:
+        cycles += max(last, matrix.load_cycles) + matrix.latency_cycles
     results = product.batch * product.m * product.n
     # Without accumulators, sums of every pass but the first meet those before in the local memory.
     again = results * max(depth_tiles - 1, 0.0) if matrix.num_accumulators == 0 else 0.0

@@ -10,6 +10,7 @@ into more or fewer steps. Knows the machine's timing, not how transfers go.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from math import ceil
 
 from fsdtrain_dojo.lowering.candidates import largest_share
@@ -173,7 +174,9 @@ def _climb(search: _Search) -> tuple[tuple[float, float], Steps]:
         if best[0] == 0 and best[1] <= enough:
             break
         moves = [(rank(each), each) for each in _neighbours(point, counts, len(orders))]
-        if not moves or min(moves)[0] >= best:
+        if min(moves, default=(best,))[0] >= best:  # one more and another fewer, then
+            moves = [(rank(each), each) for each in _exchanges(point, counts)]
+        if min(moves, default=(best,))[0] >= best:
             break
         best, point = min(moves)
     return best, steps_of(point)
@@ -205,6 +208,18 @@ def _neighbours(
     for other in range(num_orders):
         if other != order:
             yield (*places, other)
+
+
+def _exchanges(
+    point: tuple[int, ...], counts: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, ...]]:
+    *places, order = point
+    for more, fewer in permutations(range(len(counts)), 2):
+        if places[fewer] > 0 and places[more] + 1 < len(counts[more]):
+            moved = list(places)
+            moved[more] += 1
+            moved[fewer] -= 1
+            yield (*moved, order)
 
 
 def _groups(search: _Search) -> list[tuple[tuple[int, ...], int]]:

@@ -88,6 +88,13 @@ def test_a_pass_of_a_systolic_array_by_hand():
     assert cycles == pytest.approx(matrix.load_cycles + passes + node.memory.latency_cycles)
 
 
+def test_arrays_share_the_rows_of_a_pass_that_one_alone_would_have():
+    node = NODES["tpu_v3"]
+    one, three = (matrix_time(node, "fp32", product(2048, 128, 128 * k)).matrix_s for k in (1, 3))
+    assert one == pytest.approx(1024 / node.matrix.clock_hz)
+    assert three == pytest.approx(3 * one)
+
+
 def test_few_rows_wait_for_the_next_weights():
     node = NODES["tpu_v3"]
     few, fewer = (matrix_time(node, "bf16", product(m, 1024, 1024)).seconds for m in (64, 8))
