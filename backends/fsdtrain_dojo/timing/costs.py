@@ -197,6 +197,22 @@ class Costs:
         )
 
 
+def picked_share(kernel: Kernel, access: Access, mapping: NodeMapping) -> float:
+    """Of a gathered box, the share that one node fetches; 1: it fetches the box, whole.
+
+    Points of loops that the value does not run over do the picking, so nodes that have a part of
+    these pick a part. Whoever would pick as much as there is, takes all of it.
+    """
+    if not access.is_gathered:
+        return 1.0
+    own = {loop for span in access.spans for loop, _ in span.terms}
+    share = access.gathered_share
+    for part in (*mapping.rows, *mapping.columns):
+        if part.loop not in own:
+            share /= part.count
+    return min(share, 1.0)
+
+
 def _num_common(kept: Boxes, needed: Boxes) -> NDArray[np.int64]:
     """Elements of both boxes at each node."""
     count = (kept.busy & needed.busy).astype(np.int64)

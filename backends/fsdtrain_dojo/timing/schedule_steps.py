@@ -20,7 +20,7 @@ from fsdtrain_dojo.lowering.kernel import Value
 from fsdtrain_dojo.lowering.mapping import Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
-from fsdtrain_dojo.timing.costs import NOTHING, Costs
+from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 
 _REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
 _BESIDE = (Resource.LINK, Resource.HBM, Resource.NETWORK)
@@ -169,8 +169,8 @@ class _Schedule:
 
     def _load(self, load: Transfer, step: Step, index: int) -> TransferCost:
         assert load.source is not None
-        value, share = self._value(load), step.kernel.loaded[index].gathered_share
-        return self.costs.load(load.source, load.boxes, value, share)
+        share = picked_share(step.kernel, step.kernel.loaded[index], step.mapping)
+        return self.costs.load(load.source, load.boxes, self._value(load), share)
 
     def _fetch(self, transfer: Transfer) -> TransferCost:
         assert transfer.source is not None

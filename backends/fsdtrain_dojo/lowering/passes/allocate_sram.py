@@ -23,7 +23,7 @@ from fsdtrain_dojo.lowering.kernel import KernelGraph, Value, ValueKind
 from fsdtrain_dojo.lowering.mapping import Boxes, Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Spill, Step, TileProgram, Transfer
 from fsdtrain_dojo.machine.schema import Machine
-from fsdtrain_dojo.timing.costs import Costs
+from fsdtrain_dojo.timing.costs import Costs, picked_share
 
 _LASTING = (ValueKind.WEIGHT, ValueKind.STATE)
 _OUTSIDE = Layout(storage=Storage.HBM)
@@ -179,7 +179,9 @@ class _Memory:
             free = self.capacity - int(self.occupied.max())
             values = self.graph.values
             moved = with_outside(step, partial(self.is_outside_at, number))
-            shares = [access.gathered_share for access in step.kernel.loaded]
+            shares = [
+                picked_share(step.kernel, access, step.mapping) for access in step.kernel.loaded
+            ]
             load_costs = [
                 self.costs.load(_source(each), each.boxes, values[each.value], share)
                 for each, share in zip(moved.loads, shares, strict=True)

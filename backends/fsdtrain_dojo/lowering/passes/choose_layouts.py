@@ -34,7 +34,7 @@ from fsdtrain_dojo.lowering.mapping import (
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
-from fsdtrain_dojo.timing.costs import NOTHING, Costs
+from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 from fsdtrain_dojo.timing.transfer_cost import classify
 
 MAX_EVALUATIONS = 16  # mappings of one kernel whose transfers are looked at
@@ -355,14 +355,17 @@ class _Walk:
             costs.boxes(kernel, access, mapping, values[access.value]) for access in kernel.loaded
         ]
         arriving_s = sum(
-            costs.least_arriving_s(source, each, values[access.value], access.gathered_share)
+            costs.least_arriving_s(
+                source, each, values[access.value], picked_share(kernel, access, mapping)
+            )
             for access, source, each in zip(kernel.loaded, sources, boxes, strict=True)
         )
         if max(compute_s, arriving_s) >= best:
             return None
         found: list[TransferCost] = []
         for access, source, each in zip(kernel.loaded, sources, boxes, strict=True):
-            found.append(costs.load(source, each, values[access.value], access.gathered_share))
+            share = picked_share(kernel, access, mapping)
+            found.append(costs.load(source, each, values[access.value], share))
             if costs.least_with_transfers(compute_s, found, ()) >= best:
                 return None
         stores = tuple(self._stores(kernel, mapping, finish))
