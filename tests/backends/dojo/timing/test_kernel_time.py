@@ -54,7 +54,10 @@ def make_product(m, n, k, **changes):
         macs=m * n * k,
         compute=lambda tensors, block: [tensors[0] @ tensors[1]],
     )
-    values = {name: make_value(name, shape) for name, shape in zip("abc", ((m, k), (k, n), (m, n)))}
+    values = {
+        name: make_value(name, shape)
+        for name, shape in zip("abc", ((m, k), (k, n), (m, n)), strict=True)
+    }
     return replace(kernel, **changes), values
 
 
