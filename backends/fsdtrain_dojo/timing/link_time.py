@@ -1,6 +1,7 @@
 """From loads of hops to the time of the busiest link, bytes by level, and joules."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,45 @@ def physical_loads(hops: Hops, forward: Floats, backward: Floats) -> Floats:
     return np.bincount(hops.links, load[hops.hop_of_link], num_links).astype(np.float64)
 
 
-def busiest_link_s(
-    fabric: Fabric, east: Floats, west: Floats, south: Floats, north: Floats
-) -> float:
-    """Seconds that the busiest link needs for these bytes over hops."""
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """The busiest of several resources: for how long, and for how long after its first packet.
+
+    Latencies have a packet's own time in them, so it is the latter that comes on top of them.
+    """
+
+    seconds: float
+    after_first_s: float
+
+    def __or__(self, other: "Busy") -> "Busy":
+        return Busy(
+            seconds=max(self.seconds, other.seconds),
+            after_first_s=max(self.after_first_s, other.after_first_s),
+        )
+
+
+def busiest_link(
+    fabric: Fabric, east: Floats, west: Floats, south: Floats, north: Floats, scale: float
+) -> Busy:
+    """The link that needs longest for loads of hops, of `scale` bytes each."""
     assert fabric.along_rows is not None
     assert fabric.along_columns is not None
     load = physical_loads(fabric.along_rows, east, west)
     load += physical_loads(fabric.along_columns, south, north)
-    return float((load * fabric.along_rows.link_seconds_per_byte).max(initial=0.0))
+    byte_s = fabric.along_rows.link_seconds_per_byte
+    load *= byte_s * scale
+    return Busy(
+        seconds=float(load.max(initial=0.0)),
+        after_first_s=float((load - fabric.packet_bytes * byte_s).max(initial=0.0)),
+    )
+
+
+def busiest_port(fabric: Fabric, most_bytes: float, bytes_per_s: float) -> Busy:
+    """A node's port to the network, given what it moves at most."""
+    return Busy(
+        seconds=most_bytes / bytes_per_s,
+        after_first_s=max(most_bytes - fabric.packet_bytes, 0.0) / bytes_per_s,
+    )
 
 
 def over_hops(
@@ -49,8 +80,3 @@ def packet_waste(fabric: Fabric, message_bytes: float) -> float:
         return 1.0
     packets = math.ceil(message_bytes / fabric.packet_bytes)
     return packets * fabric.packet_bytes / message_bytes
-
-
-def first_packet_s(fabric: Fabric) -> float:
-    """What a link takes for one packet, which latencies have in them already."""
-    return fabric.packet_bytes / fabric.machine.node.edge.bytes_per_s

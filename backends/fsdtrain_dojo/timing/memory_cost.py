@@ -17,7 +17,7 @@ from fsdtrain_dojo.timing.axis_traffic import follow_axis
 from fsdtrain_dojo.timing.box_axes import SplitBoxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
-from fsdtrain_dojo.timing.link_time import busiest_link_s, first_packet_s, over_hops, packet_waste
+from fsdtrain_dojo.timing.link_time import Busy, busiest_link, busiest_port, over_hops, packet_waste
 from fsdtrain_dojo.timing.outer_memory import OuterMemory
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ class MemoryWay:
     """A way between memory and nodes: elements, and how long links and interfaces are busy."""
 
     traffic: MemoryTraffic
-    link_s: float
+    links: Busy
     memory_s: float
 
 
@@ -84,9 +84,9 @@ def find_way(
         traffic = _traffic(fabric, memory, needs, amount, is_at_home=is_at_home, is_load=is_load)
         hops = (traffic.east, traffic.west, traffic.south, traffic.north)
         busiest = float(traffic.by_interface.max()) * element_bytes
-        link_s = element_bytes * waste * busiest_link_s(fabric, *hops)
-        ways.append(MemoryWay(traffic=traffic, link_s=link_s, memory_s=busiest * accesses / rate))
-    return min(ways, key=lambda way: max(way.link_s, way.memory_s))
+        links = busiest_link(fabric, *hops, element_bytes * waste)
+        ways.append(MemoryWay(traffic=traffic, links=links, memory_s=busiest * accesses / rate))
+    return min(ways, key=lambda way: max(way.links.seconds, way.memory_s))
 
 
 def cost_memory(
@@ -107,9 +107,10 @@ def cost_memory(
     waste = packet_waste(fabric, float(moved.max()))
     outside = float(traffic.by_interface.sum()) * element_bytes
     arriving = float(moved.sum()) if is_load else outside
-    link_s = way.link_s
+    links = way.links
     if is_load:
-        link_s = max(link_s, float(moved.max()) * waste / fabric.receive_bytes_per_s)
+        most = float(moved.max()) * waste
+        links |= busiest_port(fabric, most, fabric.receive_bytes_per_s)
     latency_s = memory.latency_s + _way_s(fabric, memory, boxes)
     levels, joules = over_hops(fabric, traffic.east, traffic.west, traffic.south, traffic.north)
     scale = element_bytes * waste
@@ -123,9 +124,9 @@ def cost_memory(
         + arriving * waste * fabric.sram_joules_per_byte
     )
     return TransferCost(
-        seconds=latency_s + max(max(link_s, way.memory_s) - first_packet_s(fabric), 0.0),
+        seconds=latency_s + max(links.after_first_s, way.memory_s),
         latency_s=latency_s,
-        busy_s={Resource.LINK: link_s, Resource.HBM: way.memory_s},
+        busy_s={Resource.LINK: links.seconds, Resource.HBM: way.memory_s},
         num_bytes={
             **{level: size * scale for level, size in levels.items()},
             "interface link": outside * waste,

@@ -17,6 +17,7 @@ from fsdtrain_dojo.timing.axis_traffic import AxisTraffic, follow_axis
 from fsdtrain_dojo.timing.box_axes import Ranges, SplitBoxes
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +65,9 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
     if (turned_rc or turned_cr) and not is_multicast:
         row_phase = _row_phase_of_each
     east, west, sent = row_phase(down_straight, across_straight, turned_rc, turned_cr)
+    if (turned_rc or turned_cr) and is_multicast:
+        of_rows, for_columns, own = _pairs(down_straight, across_straight, turned_rc, turned_cr)
+        sent = np.minimum(sent, of_rows * (for_columns @ across_straight.volume.T) - own)
     received = _received(kept, needed)
     turns = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
     return MeshTraffic(
@@ -107,7 +111,7 @@ def _follow(
     )
 
 
-def _overlap(have: Ranges, low: Floats, high: Floats) -> Floats:
+def _overlap(have: Ranges, low: Ints, high: Ints) -> Floats:
     """[h, j]: elements of what h keeps within low[j] to high[j]."""
     begin = np.maximum(have.ranges[0][:, None], low[None, :])
     end = np.minimum(have.ranges[1][:, None], high[None, :])
@@ -149,8 +153,7 @@ def _row_phase(
     if turned_cr:
         meets = np.ones((len(across.all), len(down.all)))  # [c1, r1]
         for have, need in turned_cr:
-            low, high = _hull_of_served(need, down)
-            meets *= _overlap(have, low, high)
+            meets *= _overlap(have, *_hulls(need, down.is_served))
         east = from_row[:, None] * (meets.T @ across.forward)
         west = from_row[:, None] * (meets.T @ across.backward)
     else:
@@ -159,15 +162,13 @@ def _row_phase(
         west = from_row[:, None] * across.backward.sum(0)
     whole = meets.T
     for have, need in turned_rc:
-        busy = need.ranges[1] > need.ranges[0]
-        low = np.where(busy, need.ranges[0], np.iinfo(np.int64).max)
-        high = np.where(busy, need.ranges[1], 0)
-        low_beyond = np.minimum.accumulate(low[::-1])[::-1]
-        high_beyond = np.maximum.accumulate(high[::-1])[::-1]
-        east = east * _overlap(have, low_beyond[1:], high_beyond[1:])
-        before = np.minimum.accumulate(low), np.maximum.accumulate(high)
-        west = west * _overlap(have, before[0][:-1], before[1][:-1])
-        whole = whole * _overlap(have, low_beyond[:1], high_beyond[:1])
+        hops = np.arange(len(across.all) - 1)[:, None]
+        places = np.arange(len(across.all))
+        from_west = np.logical_or.accumulate(across.is_served, axis=0)[:-1] & (places > hops)
+        from_east = np.logical_or.accumulate(across.is_served[::-1], axis=0)[::-1][1:]
+        east = east * _overlap(have, *_hulls(need, from_west))
+        west = west * _overlap(have, *_hulls(need, from_east & (places <= hops)))
+        whole = whole * _overlap(have, *_hulls(need, across.is_served))
     everything = from_row[:, None] * across.all * whole
     to_others = (down.others[:, None] * across.all + down.own[:, None] * across.others) * whole
     return east, west, np.minimum(everything, to_others)
@@ -180,19 +181,12 @@ def _row_phase_of_each(
     turned_cr: Sequence[tuple[Ranges, Ranges]],
 ) -> tuple[Floats, Floats, Floats]:
     """As `_row_phase`, where nothing is copied on the way: sums over all pairs of nodes."""
-    rows, columns = len(down.all), len(across.all)
-    for_columns = np.ones((rows, columns))  # [r1, c2]
-    for have, need in turned_rc:
-        for_columns *= _overlap(have, need.ranges[0], need.ranges[1])
-    of_columns = np.ones((columns, rows))  # [c1, r2]
-    for have, need in turned_cr:
-        of_columns *= _overlap(have, need.ranges[0], need.ranges[1])
-    out_of = down.volume @ of_columns.T  # [r1, c1]
-    own = np.diag(down.volume)[:, None] * np.diag(across.volume) * for_columns * of_columns.T
+    of_rows, for_columns, own = _pairs(down, across, turned_rc, turned_cr)
+    rows, columns = own.shape
     east, west = np.zeros((rows, columns - 1)), np.zeros((rows, columns - 1))
     sent = np.empty((rows, columns))
     for row in range(rows):
-        pairs = across.volume * for_columns[row] * out_of[row][:, None]
+        pairs = across.volume * for_columns[row] * of_rows[row][:, None]
         sent[row] = pairs.sum(1)
         above, below = np.triu(pairs, 1), np.tril(pairs, -1)
         # Over the hop behind x go pairs (c1, c2) with c1 <= x < c2.
@@ -201,11 +195,31 @@ def _row_phase_of_each(
     return east, west, sent - own
 
 
-def _hull_of_served(need: Ranges, down: AxisTraffic) -> tuple[Floats, Floats]:
-    """[r1]: around what the rows that r1 serves need."""
-    counts = down.is_served & (need.ranges[1] > need.ranges[0])
-    far = np.iinfo(np.int64).max
-    low = np.where(counts, need.ranges[0], far).min(1)
+def _pairs(
+    down: AxisTraffic,
+    across: AxisTraffic,
+    turned_rc: Sequence[tuple[Ranges, Ranges]],
+    turned_cr: Sequence[tuple[Ranges, Ranges]],
+) -> tuple[Floats, Floats, Floats]:
+    """What pairs of nodes have for each other, in factors, and what nodes have for themselves.
+
+    Node (r1, c1) has for all nodes of column c2 of_rows[r1, c1] x for_columns[r1, c2] x
+    across.volume[c1, c2].
+    """
+    rows, columns = len(down.all), len(across.all)
+    for_columns, of_columns = np.ones((rows, columns)), np.ones((columns, rows))
+    for have, need in turned_rc:
+        for_columns *= _overlap(have, need.ranges[0], need.ranges[1])
+    for have, need in turned_cr:
+        of_columns *= _overlap(have, need.ranges[0], need.ranges[1])
+    own = np.diag(down.volume)[:, None] * np.diag(across.volume) * for_columns * of_columns.T
+    return down.volume @ of_columns.T, for_columns, own
+
+
+def _hulls(need: Ranges, places: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Around what several places need, for every row of `places`: first and end."""
+    counts = places & (need.ranges[1] > need.ranges[0])
+    low = np.where(counts, need.ranges[0], np.iinfo(np.int64).max).min(1)
     high = np.where(counts, need.ranges[1], 0).max(1)
     return np.minimum(low, high), high
 

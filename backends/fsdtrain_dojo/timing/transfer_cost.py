@@ -18,7 +18,7 @@ from fsdtrain_dojo.timing.axis_traffic import AxisTraffic
 from fsdtrain_dojo.timing.box_axes import SplitBoxes, has_own, split_boxes
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
-from fsdtrain_dojo.timing.link_time import busiest_link_s, first_packet_s, over_hops, packet_waste
+from fsdtrain_dojo.timing.link_time import busiest_link, busiest_port, over_hops, packet_waste
 from fsdtrain_dojo.timing.memory_cost import cost_memory
 from fsdtrain_dojo.timing.mesh_traffic import MeshTraffic, route_boxes
 from fsdtrain_dojo.timing.reduce_cost import REDUCTIONS, cost_reduce
@@ -126,10 +126,10 @@ def _is_one_to_one(way: AxisTraffic) -> bool:
 def _price(fabric: Fabric, traffic: MeshTraffic, element_bytes: float) -> TransferCost:
     scale = element_bytes * packet_waste(fabric, traffic.piece * element_bytes)
     ways = (traffic.east, traffic.west, traffic.south, traffic.north)
-    link_s = scale * busiest_link_s(fabric, *ways)
-    port_s = scale * max(
-        float(traffic.sent.max()) / fabric.send_bytes_per_s,
-        float(traffic.received.max()) / fabric.receive_bytes_per_s,
+    busy = (
+        busiest_link(fabric, *ways, scale)
+        | busiest_port(fabric, float(traffic.sent.max()) * scale, fabric.send_bytes_per_s)
+        | busiest_port(fabric, float(traffic.received.max()) * scale, fabric.receive_bytes_per_s)
     )
     latency_s = float(
         (fabric.row_way_s * traffic.along_rows.is_served).max(initial=0.0)
@@ -137,11 +137,10 @@ def _price(fabric: Fabric, traffic: MeshTraffic, element_bytes: float) -> Transf
     )
     num_bytes, joules = over_hops(fabric, *ways)
     in_and_out = float(traffic.sent.sum() + traffic.received.sum())
-    busy = max(link_s, port_s)
     return TransferCost(
-        seconds=latency_s + max(busy - first_packet_s(fabric), 0.0),
+        seconds=latency_s + busy.after_first_s,
         latency_s=latency_s,
-        busy_s={Resource.LINK: busy},
+        busy_s={Resource.LINK: busy.seconds},
         num_bytes={level: size * scale for level, size in num_bytes.items()},
         joules=(joules + fabric.sram_joules_per_byte * in_and_out) * scale,
         moved_bytes=float(traffic.received.sum()) * element_bytes,
