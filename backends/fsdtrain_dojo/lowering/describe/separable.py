@@ -77,9 +77,7 @@ def _fit_span(loop: int, matrix: Tensor) -> Span:
         return Span(((loop, 1),), low=0, high=0)
     first = filled[rows].argmax(1)
     last = num_columns - 1 - filled[rows, ::-1].argmax(1)
-    # A range of rows is bounded by its first and its last row, so that bounds must not go back.
-    first = np.minimum.accumulate(first[::-1])[::-1]
-    last = np.maximum.accumulate(last)
+    # What bounds every row bounds ranges, too: a span never goes back from one row to the next.
     common = int(np.gcd(num_rows, num_columns))
     scale, divide = num_columns // common, num_rows // common
     return Span(

@@ -14,6 +14,7 @@ SIZES = {
     "smaller": ((9, 11, 7), (4, 5, 7)),
     "to one": ((6, 5, 3), (1, 1, 1)),
     "from one": ((1, 1, 2), (5, 3, 4)),
+    "half a step": ((7, 5, 3), (13, 9, 5)),
 }
 each_size = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 ALIGNABLE = [
