@@ -28,7 +28,7 @@ class Overlap:
         network_s: for how long the network does.
         memory_s: for how long the memory outside does.
         joules: of it.
-        how: in words.
+        how: the longest bucket is summed, in words.
     """
 
     num_buckets: int
@@ -107,7 +107,7 @@ def _run(
         network_s=sum(each.network_s for each in costs),
         memory_s=memory_s,
         joules=sum(each.joules for each in costs),
-        how=costs[-1].how if costs else "nothing to sum",
+        how=max(costs, key=lambda each: each.seconds).how if costs else "nothing to sum",
     )
 
 
