@@ -9,9 +9,6 @@ evenly reach. MODELLED. Bytes, seconds, joules.
 
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fsdtrain_dojo.lowering.mapping import Boxes, Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Transfer
 from fsdtrain_dojo.timing.axis_traffic import AxisTraffic
@@ -24,7 +21,7 @@ from fsdtrain_dojo.timing.mesh_traffic import MeshTraffic, route_boxes
 from fsdtrain_dojo.timing.reduce_cost import REDUCTIONS, cost_reduce
 from fsdtrain_dojo.timing.switch_cost import cost_switch
 
-Floats = NDArray[np.float64]
+__all__ = ["REDUCTIONS", "classify", "cost_transfer", "has_own"]
 
 NOTHING = TransferCost(seconds=0.0, latency_s=0.0)
 
