@@ -65,7 +65,10 @@ class Convolution:
         return int(self.settings[5])
 
     def loops(self, order: str) -> tuple[Loop, ...]:
-        """Of these letters; p, q and r stand for all axes of placed, read and window."""
+        """Of these letters; p, q and r stand for all axes of placed, read and window.
+
+        A channel that is the only one of its group has no loop beside that of the groups.
+        """
         is_free = self.groups == 1
         axes = {"p": self.placed[2:], "q": self.read[2:], "r": self.weight[2:]}
         plain = {
@@ -81,7 +84,9 @@ class Convolution:
                     Loop(f"{letter}{axis}", size, is_splittable=letter != "r")
                     for axis, size in enumerate(axes[letter])
                 )
-            elif letter != "g" or not is_free:
+            elif letter == "g":
+                loops += () if is_free else (plain["g"],)
+            elif letter == "n" or is_free or plain[letter].size > 1:
                 loops.append(plain[letter])
         return tuple(loops)
 
@@ -261,9 +266,11 @@ def _numbers(loops: Sequence[Loop]) -> dict[str, int]:
 
 def _channels(at: dict[str, int], letter: str) -> Over:
     """What a dimension with the channels of all groups runs over."""
-    return (at["g"], at[letter]) if "g" in at else at[letter]
+    if "g" not in at:
+        return at[letter]
+    return (at["g"], at[letter]) if letter in at else at["g"]
 
 
 def _weight_of(weight: Value, at: dict[str, int]) -> Indexed:
     taps = (at[f"r{axis}"] for axis in range(len(weight.shape) - 2))
-    return Indexed(weight, (_channels(at, "k"), at["c"], *taps))
+    return Indexed(weight, (_channels(at, "k"), at.get("c"), *taps))

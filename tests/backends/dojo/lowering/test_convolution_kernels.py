@@ -7,7 +7,7 @@ import torch
 from fsdtrain_dojo.arithmetic.exact_ops import ExactOps
 from fsdtrain_dojo.formats import FP32
 from fsdtrain_dojo.lowering.describe.convolution import RULES
-from fsdtrain_dojo.lowering.kernel import Unit
+from fsdtrain_dojo.lowering.kernel import Unit, along
 from fsdtrain_dojo.lowering.op_call import OpCall
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -177,3 +177,11 @@ def test_the_loops_of_a_convolution_by_what_they_are():
         [{"g"}, {"n", "q0", "q1"}, {"c"}, {"k", "r0", "r1"}],
         [{"g"}, {"k"}, {"c", "r0", "r1"}, {"n", "p0", "p1"}],
     ]
+
+
+def test_a_depthwise_convolution_has_one_loop_for_its_channels():
+    call, _ = forward(CASES["depthwise"], has_bias=False)
+    (kernel,) = RULES[call.op](call).kernels
+    assert [loop.name for loop in kernel.loops] == ["n", "g", "p0", "p1", "r0", "r1"]
+    assert kernel.writes[0].spans[1] == along(1)
+    assert kernel.flops == kernel.counted_flops
