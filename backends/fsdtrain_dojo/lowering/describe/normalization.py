@@ -142,11 +142,21 @@ def _layer_norm(call: OpCall, data: Value, num_features: int) -> Norm:
 
 def _group_norm(call: OpCall, data: Value, num_groups: int) -> Norm:
     batch, channels, *axes = data.shape
+    points = tuple(Loop(f"i{axis}", size) for axis, size in enumerate(axes))
+    if num_groups in (1, channels):
+        # One loop is enough for the channels: of the only group, or each a group.
+        return Norm(
+            call=call,
+            loops=(Loop("n", batch), Loop("c", channels), *points),
+            data=tuple(range(len(data.shape))),
+            statistics=(0, 1 if num_groups == channels else None),
+            parameters=(1,),
+        )
     loops = (
         Loop("n", batch),
         Loop("g", num_groups),
         Loop("c", channels // num_groups, is_splittable=False),
-        *(Loop(f"i{axis}", size) for axis, size in enumerate(axes)),
+        *points,
     )
     over: tuple[Over, ...] = (0, (1, 2), *range(3, len(loops)))
     return Norm(call=call, loops=loops, data=over, statistics=(0, 1), parameters=((1, 2),))

@@ -131,7 +131,9 @@ def test_rms_norm_and_its_gradients(is_affine: bool, eps: float | None):
 
 
 @each_affine
-@pytest.mark.parametrize(("shape", "groups"), [((3, 6, 5), 2), ((2, 6, 3, 4), 3), ((2, 4, 5), 4)])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((3, 6, 5), 2), ((2, 6, 3, 4), 3), ((2, 4, 5), 4), ((2, 4, 5), 1)]
+)
 def test_group_norm_and_its_gradients(shape: tuple[int, ...], groups: int, is_affine: bool):
     data, (weight, bias) = torch.randn(shape) + 1, parameters(shape[1], is_affine)
     sizes = shape[0], shape[1], data[0, 0].numel(), groups
