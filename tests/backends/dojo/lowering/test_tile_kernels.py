@@ -11,7 +11,6 @@ from fsdtrain_dojo.lowering.kernel import (
     Value,
     ValueKind,
     along,
-    whole,
 )
 from fsdtrain_dojo.lowering.mapping import Mapping, Part
 from fsdtrain_dojo.lowering.passes.tile_kernels import Tiling, choose_steps
@@ -63,7 +62,7 @@ def make_values(shapes):
 
 def make_sort(rows, columns):
     """A row is needed at once."""
-    access = (along(0), whole(columns))
+    access = (along(0), along(1))
     kernel = Kernel(
         name="sort_1",
         op="aten.sort",

@@ -239,6 +239,9 @@ def test_more_of_the_work_takes_as_much_more_energy():
         for m in (24, 96)
     )
     assert large.num_bytes["SRAM"] == pytest.approx(4 * small.num_bytes["SRAM"])
+    kernel, values = make_product(24, 64, 64)
+    one = nodes_time(read_machine("d1_die").node, describe_work(kernel, values), (8, 64, 64), {})
+    assert small.num_bytes["SRAM"] == pytest.approx(3 * one.sram_bytes)
 
 
 def test_all_of_the_work_on_one_node_is_out_of_balance():
@@ -338,6 +341,14 @@ def test_sums_that_no_accumulator_keeps_are_read_and_written_in_every_step():
     whole, stepped = (nodes_time(node, work, work.sizes, steps) for steps in ({}, {2: 4}))
     assert stepped.sram_bytes - whole.sram_bytes == pytest.approx(64 * 64 * (4 * 8 - 2))
     assert stepped.seconds > whole.seconds
+
+
+def test_sums_that_accumulators_keep_leave_once():
+    node = read_machine("a100").node
+    kernel, values = make_product(128, 128, 1024)
+    work = describe_work(kernel, values)
+    whole, stepped = (nodes_time(node, work, work.sizes, steps) for steps in ({}, {2: 4}))
+    assert stepped.sram_bytes == pytest.approx(whole.sram_bytes)
 
 
 def test_ragged_steps_add_up():
