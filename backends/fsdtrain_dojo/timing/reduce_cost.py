@@ -5,8 +5,9 @@ add, nodes do. Groups along rows go first, then those along columns (the bucket 
 and Gropp, PPoPP 2012, where all or pieces are wanted). Groups that interleave share their hops.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,8 @@ from fsdtrain_dojo.timing.reduce_line import (
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key")
+
+DIGITS_OF_SECONDS = 13  # a thousandth of a clock, so that lines that are alike are equal
 REDUCTIONS = (Pattern.REDUCE, Pattern.REDUCE_SCATTER, Pattern.ALL_REDUCE)
 Phase = tuple[Axis, LineCost, float]  # along which axis, how long, bytes of a block
 
@@ -49,45 +52,59 @@ def cost_reduce(
     return cost
 
 
-def group_places(split: SplitBoxes, axis: Axis) -> list[list[int]]:
+def group_places(split: SplitBoxes, axis: Axis) -> tuple[tuple[int, ...], ...]:
     """Places along an axis that hold the same box, for every box."""
-    busy = np.flatnonzero(split.busy(axis))
-    dims = split.along(axis)
+    dims = tuple(dim.key for dim in split.along(axis))
+    return _group(dims, split.busy(axis).tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _group(dims: tuple[bytes, ...], places: bytes) -> tuple[tuple[int, ...], ...]:
+    busy = np.frombuffer(places, bool)
+    ranges = [np.frombuffer(dim, np.int64).reshape(2, len(busy)) for dim in dims]
+    boxes = np.concatenate(ranges).T if ranges else np.zeros((len(busy), 0))
     groups: dict[bytes, list[int]] = {}
-    ranges = (
-        np.concatenate([dim.ranges for dim in dims]).T
-        if dims
-        else np.zeros((len(split.busy(axis)), 0))
-    )
-    for place in busy:
-        groups.setdefault(np.ascontiguousarray(ranges[place]).tobytes(), []).append(int(place))
-    return list(groups.values())
+    for place in np.flatnonzero(busy):
+        groups.setdefault(np.ascontiguousarray(boxes[place]).tobytes(), []).append(int(place))
+    return tuple(map(tuple, groups.values()))
 
 
-def _lines(fabric: Fabric, split: SplitBoxes, axis: Axis) -> Iterator[ReduceLine]:
-    """One for every group of several places along an axis, as the slowest parallel line has it."""
-    groups = [group for group in group_places(split, axis) if len(group) > 1]
-    if not groups:
-        return
+def _lines(fabric: Fabric, split: SplitBoxes, axis: Axis) -> tuple[ReduceLine, ...]:
+    """Those of groups of several places along an axis, as the slowest parallel line has them."""
+    groups = tuple(group for group in group_places(split, axis) if len(group) > 1)
+    across = split.busy(Axis.COLUMN if axis is Axis.ROW else Axis.ROW)
+    return _measure_lines(fabric, axis, groups, across.tobytes()) if groups else ()
+
+
+@lru_cache(maxsize=1024)
+def _measure_lines(
+    fabric: Fabric, axis: Axis, groups: tuple[tuple[int, ...], ...], across: bytes
+) -> tuple[ReduceLine, ...]:
     hops = fabric.along_columns if axis is Axis.ROW else fabric.along_rows
     way_s = fabric.column_way_s if axis is Axis.ROW else fabric.row_way_s
     assert hops is not None
     byte_s = hops.seconds_per_byte if axis is Axis.ROW else hops.seconds_per_byte.T
-    lines = split.busy(Axis.COLUMN if axis is Axis.ROW else Axis.ROW)
-    slowest = byte_s[:, lines].max(1)
-    sharing = np.zeros(len(slowest) + 1)
-    for group in groups:
-        sharing[group[0]] += 1
-        sharing[group[-1]] -= 1
-    slowest = slowest * np.cumsum(sharing)[:-1]
+    slowest = byte_s[:, np.frombuffer(across, bool)].max(1) * _groups_over(groups, len(way_s))
+    found = set()
     for group in groups:
         pairs = list(zip(group, group[1:], strict=False))
-        yield ReduceLine(
-            latency_s=tuple(float(way_s[a, b]) for a, b in pairs),
+        line = ReduceLine(
+            latency_s=tuple(round(float(way_s[a, b]), DIGITS_OF_SECONDS) for a, b in pairs),
             byte_s=tuple(float(slowest[a:b].max()) for a, b in pairs),
             packet_bytes=fabric.packet_bytes,
             add_s=fabric.add_s_per_byte,
         )
+        found.add(line)
+    return tuple(found)
+
+
+def _groups_over(groups: Sequence[Sequence[int]], length: int) -> Floats:
+    """How many groups reach over every hop."""
+    steps = np.zeros(length)
+    for group in groups:
+        steps[group[0]] += 1
+        steps[group[-1]] -= 1
+    return np.cumsum(steps)[:-1]
 
 
 def _choose(
@@ -169,7 +186,7 @@ def _plan(fabric: Fabric, pattern: Pattern, split: SplitBoxes, element_bytes: fl
     block = split.largest * element_bytes
     if not block:
         return []
-    lines = {axis: tuple(set(_lines(fabric, split, axis))) for axis in Axis}
+    lines = {axis: _lines(fabric, split, axis) for axis in Axis}
     return _choose(lines, block, pattern)
 
 
@@ -194,12 +211,8 @@ def _sum_phases(fabric: Fabric, split: SplitBoxes, phases: list[Phase]) -> Trans
 
 def _covered(split: SplitBoxes, axis: Axis) -> tuple[Floats, float]:
     """How many groups lie over every hop of an axis, and how many groups there are in all."""
-    count = np.zeros(len(split.busy(axis)))
     groups = [group for group in group_places(split, axis) if len(group) > 1]
-    for group in groups:
-        count[group[0]] += 1
-        count[group[-1]] -= 1
-    over = np.cumsum(count)[:-1]
+    over = _groups_over(groups, len(split.busy(axis)))
     lines = split.busy(Axis.COLUMN if axis is Axis.ROW else Axis.ROW).astype(np.float64)
     covered = np.outer(over, lines) if axis is Axis.ROW else np.outer(lines, over)
     return covered, float(len(groups) * lines.sum())

@@ -104,10 +104,10 @@ def test_an_all_reduce_over_the_grid_takes_what_its_flows_take(crossing_ns):
 
 def test_groups_are_nodes_with_equal_boxes():
     boxes = boxes_of((8,), (2, 8), [(-1, 2)], [(0, 2), (-1, 3)])
-    assert group_places(split_boxes(boxes), Axis.ROW) == [[0, 1]]
-    assert group_places(split_boxes(boxes), Axis.COLUMN) == [[0, 1, 2], [3, 4, 5]]
+    assert group_places(split_boxes(boxes), Axis.ROW) == ((0, 1),)
+    assert group_places(split_boxes(boxes), Axis.COLUMN) == ((0, 1, 2), (3, 4, 5))
     boxes = boxes_of((8,), (2, 8), [], [(-1, 3), (0, 2)])
-    assert group_places(split_boxes(boxes), Axis.COLUMN) == [[0, 2, 4], [1, 3, 5]]
+    assert group_places(split_boxes(boxes), Axis.COLUMN) == ((0, 2, 4), (1, 3, 5))
 
 
 def test_interleaved_groups_share_their_hops():
