@@ -249,7 +249,11 @@ class _Recording:
             calls=calls,
             values=values,
             renews=self.list.renews,
-            tensors={n: each.detach() for n, each in self.list.tensors.items() if n in values},
+            tensors={
+                name: tensor.detach() if tensor.requires_grad else tensor
+                for name, tensor in self.list.tensors.items()
+                if name in values
+            },
             outputs=tuple(self.outputs),
             gradients={name: value.name for name, value in gradients.items()},
         )

@@ -214,7 +214,7 @@ def _inputs_of(
     values = {_WEIGHT: calls.values[name], _GRADIENT: gradients[name]}
     own = optimizer.state.get(weight, {})
     for state, begins_as in update.states[model].items():
-        tensor = own.get(state, begins_as if weight is model else begins_as.clone())
+        tensor = own.get(state, begins_as)
         stored = update.formats.get(id(begins_as))
         value = calls.add_given(f"{name}.{state}", tensor, ValueKind.STATE, stored)
         calls.owner[value.name] = name.rpartition(".")[0]

@@ -8,7 +8,7 @@ All of the dimension that is pointed into is needed, of which a share is read.
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from fsdtrain_dojo.lowering.describe.building import along_all, call_with, make_kernel
 from fsdtrain_dojo.lowering.describe.fallback import describe_whole
@@ -73,7 +73,7 @@ def describe_index(call: OpCall) -> Expansion:
     indices = [each for each in listed if each is not None]
     if any(each.format == "bool" for each in indices):
         return describe_whole(call)
-    common = torch.broadcast_shapes(*(each.shape for each in indices))
+    common = np.broadcast_shapes(*(each.shape for each in indices))
     place, loop_of = index_loops(len(source.shape), pointed, len(common))
     spans = tuple(
         whole(size) if d in pointed else along(loop_of[d]) for d, size in enumerate(source.shape)

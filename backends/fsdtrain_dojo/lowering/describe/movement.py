@@ -21,7 +21,7 @@ from fsdtrain_dojo.lowering.describe.picking import (
     moving_kernel,
     strides_of,
 )
-from fsdtrain_dojo.lowering.kernel import Span, Value, along, whole
+from fsdtrain_dojo.lowering.kernel import Span, Value, along
 from fsdtrain_dojo.lowering.op_call import Describe, Expansion, OpCall
 
 
@@ -42,7 +42,9 @@ def reshaped(source: Value, shape: Sequence[int]) -> Source:
             if place == 0:
                 spans[dim] = Span(tuple(steps.items()), divide=stride)
             else:
-                spans[dim] = whole(source.shape[dim])
+                size = source.shape[dim]
+                terms = tuple(each for each in steps.items() if each[1] % (stride * size))
+                spans[dim] = Span(terms, divide=stride, modulo=size)
 
     def indices(places: Sequence[Tensor]) -> list[Tensor]:
         found = [torch.zeros((), dtype=torch.int64)] * len(source.shape)
@@ -134,7 +136,8 @@ def describe_diagonal(call: OpCall) -> Expansion:
     """diagonal: two dimensions at once, in a new last one."""
     source, result = ends(call)
     rank = len(source.shape)
-    offset, first, second = (*call.args[1:], *(0, 0, 1)[len(call.args) - 1 :])
+    given, defaults = list(call.args[1:]), [0, 0, 1]
+    offset, first, second = given + defaults[len(given) :]
     first, second = first % rank, second % rank
     others = [dim for dim in range(rank) if dim not in (first, second)]
     last = len(result.shape) - 1
@@ -175,7 +178,8 @@ def _common_groups(
 
 def slice_indices(arguments: Sequence[Any], size: int) -> tuple[int, int, int]:
     """(start, end, step) of slice's arguments behind the tensor."""
-    _, start, end, step = (*arguments, *(0, None, None, 1)[len(arguments) :])
+    defaults: list[Any] = [0, None, None, 1]
+    _, start, end, step = [*arguments, *defaults[len(arguments) :]]
     first, last, by = slice(start, end, step).indices(size)
     return first, last, by
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def _pick(
     out: Tensor | None,
 ) -> Tensor:
     """`out` with those elements in place that this source gives."""
-    shape = torch.broadcast_shapes(*(place.shape for place in places)) if places else ()
+    shape = np.broadcast_shapes(*(place.shape for place in places)) if places else ()
     indices = list(source.indices(places))
     if source.is_total:
         local = [index - first for index, (first, _) in zip(indices, box, strict=True)]

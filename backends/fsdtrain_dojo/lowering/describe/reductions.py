@@ -44,11 +44,11 @@ Part = Callable[[Tensor], Tensor]
 def describe_sum(call: OpCall) -> Expansion:
     """Sum and nansum."""
     source, result, dims, keeps = _of(call)
-    parameters = {"dtype": torch_dtype(result)}
+    dtype = torch_dtype(result)
     operation = torch.nansum if call.op == "aten.nansum" else torch.sum
 
     def part(x: Tensor) -> Tensor:
-        return operation(x, dims, keeps, **parameters) if dims else x.to(parameters["dtype"])
+        return operation(x, dims, keeps, dtype=dtype) if dims else x.to(dtype)
 
     return _one(_reduction(call, source, result, dims, part, flops=source.num_elements))
 

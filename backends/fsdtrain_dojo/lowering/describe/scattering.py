@@ -9,6 +9,7 @@ of which the first holds the tensor that is added to.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from fsdtrain_dojo.lowering.describe.building import along_all, make_kernel, val
 from fsdtrain_dojo.lowering.describe.fallback import describe_whole
 from fsdtrain_dojo.lowering.describe.indexing import broadcast_at, index_loops
 from fsdtrain_dojo.lowering.describe.pointwise import loops_of
-from fsdtrain_dojo.lowering.kernel import Access, Block, Loop, Span, Unit, Value, along
+from fsdtrain_dojo.lowering.kernel import Access, Block, Loop, Range, Span, Unit, Value, along
 from fsdtrain_dojo.lowering.op_call import Describe, Expansion, OpCall
 
 
@@ -120,7 +121,7 @@ def describe_index_put(call: OpCall) -> Expansion:
     is_mask = any(each.format == "bool" for each in indices)
     if is_mask or len(set(names)) < len(names):
         return describe_whole(call)
-    common = torch.broadcast_shapes(*(each.shape for each in indices))
+    common = np.broadcast_shapes(*(each.shape for each in indices))
     place, loop_of = index_loops(rank, pointed, len(common))
     others = [d for d in range(rank) if d not in pointed]
     # Loops of the result first, then those of the places.
@@ -131,35 +132,31 @@ def describe_index_put(call: OpCall) -> Expansion:
     value_loops = {place + d: rank + d for d in range(len(common))} | {
         loop: dim for dim, loop in loop_of.items()
     }
-    num_value_loops = len(common) + len(others)
-    ahead = num_value_loops - len(given.shape)
+    num_loops = len(common) + len(others)
+    ahead = num_loops - len(given.shape)
     value_spans = tuple(
         Span() if size == 1 else along(value_loops[ahead + d]) for d, size in enumerate(given.shape)
     )
 
     def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
         ranges = block.ranges
-        start, values, points = tensors[0], tensors[1], torch.broadcast_tensors(*tensors[2:])
-        if any(first > 0 for first, _ in ranges[rank:]):
+        start = tensors[0]
+        if any(first > 0 for first, _ in ranges[rank:]):  # the base is added once
             start = torch.zeros_like(start)
-        lengths = [
-            end - first for first, end in (ranges[value_loops[i]] for i in range(num_value_loops))
-        ]
-        values = values.expand(lengths).movedim(
-            list(range(place, place + len(common))), list(range(len(common)))
-        )
-        values = values.flatten(0, len(common) - 1) if common else values[None]
-        flat = [point.expand(lengths[place : place + len(common)]).flatten() for point in points]
-        sizes = [result.shape[d] for d in pointed]
-        flat = [torch.where(at < 0, at + size, at) for at, size in zip(flat, sizes, strict=True)]
-        is_here = torch.ones_like(flat[0], dtype=torch.bool)
-        for at, d in zip(flat, pointed, strict=True):
-            is_here &= (at >= ranges[d][0]) & (at < ranges[d][1])
-        moved = start.permute([*pointed, *others]).contiguous()
-        at_here = tuple((at - ranges[d][0])[is_here] for at, d in zip(flat, pointed, strict=True))
-        moved = moved.index_put(at_here, values[is_here].to(moved.dtype), accumulate=accumulates)
+        # The values, with the dimensions of the places in front, and those as one.
+        lengths = [ranges[value_loops[i]][1] - ranges[value_loops[i]][0] for i in range(num_loops)]
+        places = range(place, place + len(common))
+        values = tensors[1].expand(lengths).movedim(list(places), list(range(len(common))))
+        values = values.reshape(-1, *values.shape[len(common) :])
+        points = []
+        for point, dim in zip(tensors[2:], pointed, strict=True):
+            flat = point.expand([lengths[i] for i in places]).flatten()
+            points.append(torch.where(flat < 0, flat + result.shape[dim], flat))
         order = [*pointed, *others]
-        return [moved.permute([order.index(d) for d in range(rank)]).contiguous()]
+        filled = _put(
+            start.permute(order), [ranges[dim] for dim in pointed], points, values, accumulates
+        )
+        return [filled.permute([order.index(dim) for dim in range(rank)]).contiguous()]
 
     kernel = make_kernel(
         call,
@@ -175,6 +172,21 @@ def describe_index_put(call: OpCall) -> Expansion:
         compute=compute,
     )
     return Expansion(kernels=(kernel,))
+
+
+def _put(
+    base: Tensor,
+    ranges: Sequence[Range],
+    points: Sequence[Tensor],
+    values: Tensor,
+    accumulates: bool,
+) -> Tensor:
+    """`base`, which holds `ranges` of its first dimensions, with the values that belong there."""
+    is_here = torch.ones_like(points[0], dtype=torch.bool)
+    for point, (first, end) in zip(points, ranges, strict=True):
+        is_here &= (point >= first) & (point < end)
+    at = tuple((point - first)[is_here] for point, (first, _) in zip(points, ranges, strict=True))
+    return base.contiguous().index_put(at, values[is_here].to(base.dtype), accumulate=accumulates)
 
 
 _SUMS = ("aten.index_add", "aten.scatter_add")

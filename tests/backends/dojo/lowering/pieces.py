@@ -176,7 +176,9 @@ def run_pieces(
                 counts[name][box] += 1
             whole[box] = piece if is_first else _COMBINE[kernel.combine](whole[box], piece)
     for name, count in counts.items():
-        assert (count == 1).all(), f"{name}: elements that are written {count.unique().tolist()}"
+        assert (count == 1).all(), (
+            f"{name}: elements are written {set(count.flatten().tolist())} times"
+        )
     return written
 
 
