@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fsdtrain_dojo.arithmetic.exact_matmul import MatrixUnit
+from fsdtrain_dojo.formats import FP32
 from fsdtrain_dojo.lowering.kernel import Phase, Span, Unit, ValueKind
 from fsdtrain_dojo.lowering.mapping import divided_boxes
 from fsdtrain_dojo.lowering.passes.fuse_elementwise import fuse_elementwise
@@ -61,6 +63,46 @@ def test_whole_numbers_add_up_exactly_whatever_is_divided():
     for mapping, layouts in PRODUCT_PLACINGS.values():
         found = execute(place_program(PRODUCT, (3, 5), [mapping], layouts), tensors)["y"]
         assert torch.equal(found, tensors["a"] @ tensors["b"])
+
+
+def test_sums_differ_from_exact_ones_by_no_more_than_their_order_can():
+    """Of K products in any order: at most K eps times the sum of their magnitudes."""
+    graph = graph_of(
+        [operand("a", 7, 260), operand("b", 260, 11), value("y", 7, 11, is_output=True)],
+        [product("y", "a", "b", 7, 260, 11)],
+    )
+    tensors = random_tensors(graph)
+    a, b = tensors["a"].double(), tensors["b"].double()
+    bound = 260 * torch.finfo(torch.float32).eps * (a.abs() @ b.abs())
+    for mapping, layouts in PRODUCT_PLACINGS.values():
+        found = execute(place_program(graph, (3, 5), [mapping], layouts), tensors)["y"]
+        assert ((found.double() - a @ b).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "is_same"),
+    [
+        (divided({0: 2}, {1: 3}), True),
+        (divided({0: 2}, {1: 3}, steps={0: 2, 1: 2}), True),
+        (divided({0: 2}, {2: 4}), True),  # K-tiles by node, added up in ascending order
+        (divided({0: 2}, {1: 3}, steps={2: 4}), True),  # K-tiles one after another
+        (divided({0: 2}, {2: 5}), False),
+    ],
+)
+def test_in_dojos_order_of_sums_every_bit_is_the_same(mapping, is_same):
+    unit = MatrixUnit(FP32, k_tile=16)
+
+    def multiply(a, b):
+        return unit.multiply(a[None], b[None])[0]
+
+    graph = graph_of(
+        [operand("a", 37, 64), operand("b", 64, 29), value("y", 37, 29, is_output=True)],
+        [replace(product("y", "a", "b", 37, 64, 29),
+                 compute=lambda tensors, block: [multiply(*tensors)])],
+    )  # fmt: skip
+    tensors = random_tensors(graph)
+    found = execute(place_program(graph, (3, 5), [mapping]), tensors)["y"]
+    assert torch.equal(found, multiply(tensors["a"], tensors["b"])) == is_same
 
 
 def test_parts_of_sums_add_up_in_order():
