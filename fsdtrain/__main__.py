@@ -5,6 +5,7 @@ into one sentence and exit code 2. It does not know what a command does.
 """
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fsdtrain.errors import UserError
 
 EXIT_USER_ERROR = 2
+# What Hydra takes for a text as it stands.
+PLAIN_VALUE = re.compile(r"[A-Za-z_][\w./-]*")
+HYDRAS_WORDS = frozenset(("null", "true", "false", "nan", "inf"))
 # What a full, read-only or foreign disk answers: nothing that a traceback would explain.
 DISK_ERRORS = frozenset(
     (
@@ -121,7 +125,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _as_overrides(arguments: list[str], options: tuple[str, ...]) -> list[str]:
-    """--explain "conv 1" -> explain='conv 1', quoted as Hydra's grammar wants it."""
+    """--explain "conv 1" -> explain='conv 1', quoted where Hydra's grammar wants it."""
     found, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -132,7 +136,9 @@ def _as_overrides(arguments: list[str], options: tuple[str, ...]) -> list[str]:
         if not equals and not rest:
             raise UserError(f"--{option} needs a value: --{option} <part of an op's name>")
         value = value if equals else rest.pop(0)
-        found.append(f"{option}={QuotedString(value, Quote.single).with_quotes()}")
+        is_plain = PLAIN_VALUE.fullmatch(value) is not None and value.lower() not in HYDRAS_WORDS
+        given = value if is_plain else QuotedString(value, Quote.single).with_quotes()
+        found.append(f"{option}={given}")
     return found
 
 

@@ -25,7 +25,7 @@ class OpProfile:
         shapes: of its tensors, "4x24x48x48, 24x24x3x3".
         dtype: what it computes in.
         num_calls: of equal shapes in this phase.
-        time_s: of all calls.
+        time_s: of all calls; what the ops add to the step, so that they can be added up.
         flops: of all calls; a multiply-add is two.
         num_bytes: that all calls read and write.
         bound_by: why it does not end sooner: "matrix", "HBM", ...
@@ -33,8 +33,10 @@ class OpProfile:
         layer: path of the module, "network.backbone.stem.0".
         line: of the user's code, "fsdtrain/models/lift.py:41".
         start_s: of the first call, from the step's start.
-        utilisation: share of the machine's peak matrix rate, 0 to 1.
-        roofline_s: the least time that its work and traffic allow on the whole machine.
+        alone_s: of all calls, each by itself; None: as `time_s`, for nothing overlaps.
+        utilisation: share of the machine's peak matrix rate by itself, 0 to 1.
+        roofline_s: the least time that its work and traffic allow on the whole machine; no more
+            than it takes by itself.
         bytes_by_level: traffic over each level of the machine, by the names of
             `Rooflines.bytes_per_s` where a roof belongs to the level.
         sram_peak_bytes: the most that lies in one node's memory while it runs.
@@ -54,6 +56,7 @@ class OpProfile:
     layer: str | None = None
     line: str | None = None
     start_s: float | None = None
+    alone_s: float | None = None
     utilisation: float | None = None
     roofline_s: float | None = None
     bytes_by_level: Mapping[str, float] = field(default_factory=dict)
@@ -61,13 +64,15 @@ class OpProfile:
     energy_j: float | None = None
     explanation: tuple[str, ...] = ()
 
+    @property
+    def alone(self) -> float:
+        """Seconds of all calls, each by itself."""
+        return self.time_s if self.alone_s is None else self.alone_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineEvent:
-    """Something that kept a resource busy, from the step's start. One resource, one track.
-
-    Events of one track may lie within each other, but not overlap otherwise.
-    """
+    """Something that kept a resource busy, from the step's start; a resource is a track."""
 
     resource: str
     name: str

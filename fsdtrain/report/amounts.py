@@ -1,15 +1,16 @@
 """Amounts for people: seconds, shares, and anything with a decimal prefix."""
 
-PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+PREFIXES = (
+    (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""),
+    (1e-3, "m"), (1e-6, "\u00b5"),
+)  # fmt: skip
 SHORT_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "\u00b5s"), (1e-9, "ns"))
 
 
 def with_prefix(value: float, unit: str) -> str:
-    """3.62e14, "FLOP/s" -> "362 TFLOP/s"."""
-    for factor, prefix in PREFIXES:
-        if abs(value) >= factor:
-            return f"{value / factor:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}"
+    """3.62e14, "FLOP/s" -> "362 TFLOP/s"; down to millionths."""
+    factor, prefix = next((one for one in PREFIXES if abs(value) >= one[0]), (1.0, ""))
+    return f"{value / factor:.4g} {prefix}{unit}"
 
 
 def in_seconds(value: float) -> str:

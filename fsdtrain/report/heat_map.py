@@ -35,13 +35,13 @@ class HeatMapView:
 
 
 def make_heat_map(found: HeatMap) -> HeatMapView | None:
-    """The map, or None where it has no value."""
+    """The map, or None where it has no value, or one that has nothing beside it."""
     values = np.array(
         [[np.nan if value is None else value for value in row] for row in found.rows],
         dtype=np.float64,
     )
     is_there = np.isfinite(values)
-    if values.ndim != 2 or not is_there.any():
+    if values.ndim != 2 or values.size < 2 or not is_there.any():
         return None
     top = float(values[is_there].max())
     shares = np.where(is_there, values, 0.0) / (top or 1.0)

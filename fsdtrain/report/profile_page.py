@@ -162,6 +162,8 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
 
 def choose_tones(bounds: Sequence[str] | dict[str, float]) -> dict[str, str]:
     """A colour class for every bound: its own, or one that no other bound here has."""
+    if set(bounds) == {UNKNOWN_BOUND}:
+        return {UNKNOWN_BOUND: TONES["matrix"]}  # nothing to be told apart
     known = {bound: TONES[bound] for bound in bounds if bound in TONES}
     free = [tone for tone in OTHER_TONES if tone not in known.values()] or list(OTHER_TONES)
     others = [bound for bound in bounds if bound not in TONES]

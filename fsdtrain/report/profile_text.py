@@ -60,7 +60,7 @@ def op_columns(ops: Sequence[OpProfile]) -> list[OpColumn]:
         OpColumn(heading="peak", cell=lambda op: _share(op.utilisation), is_number=True),
         OpColumn(
             heading="roof",
-            cell=lambda op: _share(op.roofline_s, op.time_s),
+            cell=lambda op: _share(op.roofline_s, op.alone),
             is_number=True,
         ),
         OpColumn(heading="bound", cell=lambda op: op.bound_by or ""),
@@ -69,7 +69,7 @@ def op_columns(ops: Sequence[OpProfile]) -> list[OpColumn]:
 
 
 def _rate(op: OpProfile) -> str:
-    return with_prefix(op.flops / op.time_s, "") if op.flops and op.time_s else ""
+    return with_prefix(op.flops / op.alone, "") if op.flops and op.alone else ""
 
 
 def _share(part: float | None, whole: float = 1.0) -> str:

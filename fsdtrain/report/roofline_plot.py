@@ -124,7 +124,7 @@ def make_roofline(profile: StepProfile) -> RooflinePlot | None:
 
 
 def _place(op: OpProfile, rooflines: Rooflines) -> _Point | None:
-    if not op.flops or not op.time_s:
+    if not op.flops or not op.alone:
         return None
     known = {
         level: num_bytes / rooflines.bytes_per_s[level]
@@ -138,7 +138,7 @@ def _place(op: OpProfile, rooflines: Rooflines) -> _Point | None:
         op=op,
         level=level,
         intensity=op.flops / op.bytes_by_level[level],
-        rate=op.flops / op.time_s,
+        rate=op.flops / op.alone,
     )
 
 
@@ -205,7 +205,7 @@ def _peaks(rooflines: Rooflines, axes: _Axes) -> list[Roof]:
                 y1=round(y, 2),
                 x2=WIDTH - RIGHT,
                 y2=round(y, 2),
-                label=f"{', '.join(names)} {with_prefix(rate, 'FLOP/s')}",
+                label=f"{_list(names)}: {with_prefix(rate, 'FLOP/s')}",
                 label_x=WIDTH - RIGHT,
                 label_y=round(y - 6, 2),
                 angle=0.0,
@@ -213,6 +213,10 @@ def _peaks(rooflines: Rooflines, axes: _Axes) -> list[Roof]:
             )
         )
     return roofs
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} other formats"
 
 
 def _circle(point: _Point, axes: _Axes, longest_s: float, total_s: float) -> OpCircle:

@@ -5,7 +5,8 @@ not know how a timeline was found.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from fsdtrain.step_profile import StepProfile, TimelineEvent
 MAX_BYTES = 50_000_000  # what Perfetto opens without delay
 MAX_COUNTER_POINTS = 20_000
 MICROSECONDS = 1e6
+SAME_TIME_S = 1e-12  # ends and starts that are closer are sums of the same terms
 PROCESS = 1
+
+Track = tuple[str, int]  # a resource, and which of its tracks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,11 @@ def write_trace(profile: StepProfile, path: Path, *, max_bytes: int = MAX_BYTES)
     )
     # The list stays open at its end: `"traceEvents":[` and the rest.
     head, tail = frame.split(b"[]", 1)
-    resources = list(dict.fromkeys(event.resource for event in profile.timeline))
-    threads = {resource: number + 1 for number, resource in enumerate(resources)}
+    placed = _place(profile.timeline)
+    threads = _number(placed)
     fixed = [msgspec.json.encode(each) for each in (*_names(profile, threads), *_counter(profile))]
     budget = max_bytes - len(head) - len(tail) - 200 - sum(len(line) + 2 for line in fixed)
-    events, left_out = _fit(profile.timeline, threads, budget)
+    events, left_out = _fit(placed, threads, budget)
     temporary = path.with_suffix(".json.partial")
     try:
         with temporary.open("wb") as file:
@@ -71,48 +75,80 @@ def write_trace(profile: StepProfile, path: Path, *, max_bytes: int = MAX_BYTES)
     return WrittenTrace(path=path, num_events=len(events), left_out=left_out)
 
 
+def _place(timeline: Sequence[TimelineEvent]) -> list[tuple[Track, TimelineEvent]]:
+    """Every event with its track, in the order of their starts; what holds others comes first.
+
+    Events of one track may lie within each other and not overlap otherwise: of a resource that does
+    several things at a time, each further one has a track of its own.
+    """
+    lanes: dict[str, list[list[float]]] = defaultdict(list)
+    return [
+        ((event.resource, _choose_lane(lanes[event.resource], event)), event)
+        for event in sorted(timeline, key=lambda each: (each.start_s, -each.end_s))
+    ]
+
+
+def _choose_lane(lanes: list[list[float]], event: TimelineEvent) -> int:
+    """The first that is free, or whose event holds this one; `lanes` are ends still to come."""
+    for number, ends in enumerate(lanes):
+        while ends and ends[-1] <= event.start_s + SAME_TIME_S:
+            ends.pop()
+        if not ends or event.end_s <= ends[-1] + SAME_TIME_S:
+            ends.append(event.end_s)
+            return number
+    lanes.append([event.end_s])
+    return len(lanes) - 1
+
+
+def _number(placed: Sequence[tuple[Track, TimelineEvent]]) -> dict[Track, int]:
+    """Resources in the order of their first events, the tracks of each together."""
+    resources = list(dict.fromkeys(resource for (resource, _), _ in placed))
+    tracks = sorted(
+        {track for track, _ in placed}, key=lambda each: (resources.index(each[0]), each[1])
+    )
+    return {track: number + 1 for number, track in enumerate(tracks)}
+
+
 def _fit(
-    timeline: Sequence[TimelineEvent], threads: dict[str, int], budget: int
+    placed: Sequence[tuple[Track, TimelineEvent]], threads: Mapping[Track, int], budget: int
 ) -> tuple[list[bytes], str]:
     """The encoded events in the order of their starts, and what was left out."""
-    # An event that holds others comes before them.
-    ordered = sorted(timeline, key=lambda event: (event.start_s, -event.end_s))
-    lines = [msgspec.json.encode(_complete(event, threads)) for event in ordered]
+    lines = [msgspec.json.encode(_complete(event, threads[track])) for track, event in placed]
     if sum(len(line) + 2 for line in lines) <= budget:
         return lines, ""
-    longest = sorted(range(len(ordered)), key=lambda at: ordered[at].start_s - ordered[at].end_s)
+    lengths = [event.end_s - event.start_s for _, event in placed]
+    longest = sorted(range(len(lines)), key=lambda at: -lengths[at])
     kept: list[int] = []
     for at in longest:
         budget -= len(lines[at]) + 2
         if budget < 0:
             break
         kept.append(at)
-    num_left_out = len(lines) - len(kept)
-    longest_out = ordered[longest[len(kept)]]
     text = (
-        f"{num_left_out:,} of {len(lines):,} events, none longer than "
-        f"{in_seconds(longest_out.end_s - longest_out.start_s)}, to keep the file small"
+        f"{len(lines) - len(kept):,} of {len(lines):,} events, none longer than "
+        f"{in_seconds(lengths[longest[len(kept)]])}, to keep the file small"
     )
     return [lines[at] for at in sorted(kept)], text
 
 
-def _complete(event: TimelineEvent, threads: dict[str, int]) -> dict[str, Any]:
+def _complete(event: TimelineEvent, thread: int) -> dict[str, Any]:
     return {
         "name": event.name,
         "ph": "X",
         "pid": PROCESS,
-        "tid": threads[event.resource],
+        "tid": thread,
         "ts": round(event.start_s * MICROSECONDS, 4),
         "dur": round(max(event.end_s - event.start_s, 0.0) * MICROSECONDS, 4),
     }
 
 
-def _names(profile: StepProfile, threads: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _names(profile: StepProfile, threads: Mapping[Track, int]) -> Iterator[dict[str, Any]]:
     process = f"{profile.backend}, {profile.origin}: {profile.device}"
     yield {"name": "process_name", "ph": "M", "pid": PROCESS, "args": {"name": process}}
-    for resource, number in threads.items():
+    for (resource, lane), number in threads.items():
         where = {"ph": "M", "pid": PROCESS, "tid": number}
-        yield {"name": "thread_name", **where, "args": {"name": resource}}
+        name = resource if lane == 0 else f"{resource} ({lane + 1})"
+        yield {"name": "thread_name", **where, "args": {"name": name}}
         yield {"name": "thread_sort_index", **where, "args": {"sort_index": number}}
 
 

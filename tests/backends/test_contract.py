@@ -183,7 +183,9 @@ def test_a_step_can_be_profiled(
     profile = backend.profile_step(step, on_device, optimizer)
     assert isinstance(profile, StepProfile)
     assert profile.backend == backend.name
-    assert profile.device == backend.device_name()
+    # A model of a machine names that machine; a clock, what it ran on.
+    assert profile.device == backend.device_name() or profile.origin == "MODELLED"
+    assert profile.device
     assert profile.origin in ("MEASURED", "EMULATED", "MODELLED")
     assert profile.step_time_s > 0
     assert profile.ops
@@ -195,7 +197,7 @@ def test_a_step_can_be_profiled(
         assert op.num_bytes is None or op.num_bytes > 0
         assert op.phase in (None, *PHASES)
         assert op.utilisation is None or 0 <= op.utilisation <= 1
-        assert op.roofline_s is None or 0 <= op.roofline_s <= op.time_s
+        assert op.roofline_s is None or 0 <= op.roofline_s <= op.alone * (1 + 1e-9)
     assert sum(op.time_s for op in profile.ops) > 0
     times = [op.time_s for op in profile.ops]
     assert times == sorted(times, reverse=True)

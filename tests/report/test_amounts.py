@@ -19,6 +19,8 @@ def test_times_are_readable(seconds: float, expected: str) -> None:
 def test_amounts_are_readable() -> None:
     assert with_prefix(3.62e14, "FLOP/s") == "362 TFLOP/s"
     assert with_prefix(12.0, "B") == "12 B"
+    assert with_prefix(0.0151, "J") == "15.1 mJ"
+    assert with_prefix(0.0, "J") == "0 J"
 
 
 def test_shares_are_readable() -> None:

@@ -337,6 +337,20 @@ def test_odd_profiles_have_a_page(page_of: PageOf, change: dict[str, Any]) -> No
         assert "inf" not in attribute
 
 
+def test_an_op_that_overlaps_stands_where_it_would_by_itself(page_of: PageOf) -> None:
+    hidden = OpProfile(
+        name="conv", shapes="", dtype="bf16", num_calls=1, time_s=1e-9, alone_s=2e-3,
+        flops=4 * 10**12, num_bytes=None, bound_by="matrix", roofline_s=1e-3,
+        bytes_by_level={"HBM": 1e9},
+    )  # fmt: skip
+    page = page_of(replace(make_profile(), ops=(hidden,)))
+    assert "2 PFLOP/s at 4e+03 FLOP a byte of HBM" in page.text
+    (circle,) = page.with_class("circle")
+    peak = min(float(line["y1"] or "") for line in page.with_class("peak"))
+    assert float(circle["cy"] or "") > peak, "below the roof"
+    assert "50.0%" in page.text, "of the roofline"
+
+
 def test_text_is_escaped(page_of: PageOf) -> None:
     evil = "<script>alert(1)</script>"
     profile = replace(make_profile(), device=evil, notes=(evil,))

@@ -62,6 +62,24 @@ def test_what_holds_another_comes_first(tmp_path: Path) -> None:
     assert [event["name"] for event in of_kind(trace, "X")] == ["outer", "inner"]
 
 
+def test_what_overlaps_has_a_track_of_its_own(tmp_path: Path) -> None:
+    profile = make_profile(
+        ("link", "a", 0.0, 2.0), ("link", "b", 1.0, 3.0), ("link", "within b", 1.5, 2.5),
+        ("link", "c", 2.0, 4.0), ("HBM", "d", 0.5, 5.0), ("link", "e", 1.9, 6.0),
+    )  # fmt: skip
+    trace = read(write_trace(profile, tmp_path / "trace.json").path)
+    names = {
+        event["tid"]: event["args"]["name"]
+        for event in of_kind(trace, "M")
+        if event["name"] == "thread_name"
+    }
+    assert list(names.values()) == ["link", "link (2)", "link (3)", "HBM"]
+    assert {event["name"]: names[event["tid"]] for event in of_kind(trace, "X")} == {
+        "a": "link", "b": "link (2)", "within b": "link (2)", "c": "link", "d": "HBM",
+        "e": "link (3)",
+    }  # fmt: skip
+
+
 def test_nanoseconds_are_kept(tmp_path: Path) -> None:
     profile = make_profile(("cpu", "late", 0.1234567891, 0.1234567896))
     (event,) = of_kind(read(write_trace(profile, tmp_path / "trace.json").path), "X")
