@@ -117,18 +117,28 @@ class Span:
         divide: see above.
         low: see above.
         high: see above.
+        modulo: the index is taken modulo this, as the inner of two dimensions that a view has
+            merged is: Span(((ab, 1),), divide=b) is a, Span(((ab, 1),), modulo=b) is b. A range
+            that goes past a multiple of it touches all. None: it is not.
     """
 
     terms: tuple[tuple[int, int], ...] = ()
     divide: int = 1
     low: int = 0
     high: int = 0
+    modulo: int | None = None
 
     def touched(self, ranges: Sequence[Range], size: int) -> Range:
         """Indices of a dimension of `size` that these ranges of all loops touch, cut to it."""
         first = sum(scale * ranges[loop][0] for loop, scale in self.terms) + self.low
         last = sum(scale * (ranges[loop][1] - 1) for loop, scale in self.terms) + self.high
-        return max(first // self.divide, 0), min(last // self.divide + 1, size)
+        first, last = first // self.divide, last // self.divide
+        if self.modulo is not None:
+            if first // self.modulo != last // self.modulo:
+                return 0, self.modulo
+            first, last = first % self.modulo, last % self.modulo
+        first = min(max(first, 0), size)
+        return first, max(min(last + 1, size), first)  # empty where all of it is outside
 
 
 def along(loop: int, scale: int = 1) -> Span:

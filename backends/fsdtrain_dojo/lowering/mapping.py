@@ -213,8 +213,13 @@ def span_boxes(
             low = low + scale * firsts[loop]
             high = high + scale * (lasts[loop] - 1)
             empty = empty | (firsts[loop] >= lasts[loop])
-        begin = np.maximum(low // span.divide, 0)
-        stop = np.minimum(high // span.divide + 1, size)
+        low, high = low // span.divide, high // span.divide
+        if span.modulo is not None:
+            is_split = low // span.modulo != high // span.modulo
+            low = np.where(is_split, 0, low % span.modulo)
+            high = np.where(is_split, span.modulo - 1, high % span.modulo)
+        begin = np.clip(low, 0, size)
+        stop = np.minimum(high + 1, size)
         first.append(np.where(empty, 0, begin))
         end.append(np.where(empty, 0, np.maximum(stop, begin)))
     busy = (np.arange(grid[0]) < mapping.num_used(Axis.ROW))[:, None] & (
