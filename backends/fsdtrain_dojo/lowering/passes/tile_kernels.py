@@ -10,7 +10,7 @@ into more or fewer steps. Knows the machine's timing, not how transfers go.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import permutations, product
 from math import ceil
 
 from fsdtrain_dojo.lowering.candidates import largest_share
@@ -170,6 +170,10 @@ def _climb(search: _Search) -> tuple[tuple[float, float], Steps]:
     if not (best[0] == 0 and best[1] <= enough):
         for other in _plain_points(counts):
             best, point = min((best, point), (rank(other), other))
+    if best[0]:
+        is_deep = [set(loops) <= search.work.reductions for loops, _ in groups]
+        for other in _square_points(counts, is_deep):
+            best, point = min((best, point), (rank(other), other))
     for _ in range(MAX_ROUNDS):
         if best[0] == 0 and best[1] <= enough:
             break
@@ -195,6 +199,25 @@ def _plain_points(counts: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
     for group, each in enumerate(counts):
         for place in range(1, min(FIRST_CHOICES, len(each) - 1) + 1):
             yield (*(place if other == group else 0 for other in range(len(counts))), 0)
+
+
+def _square_points(
+    counts: Sequence[Sequence[int]], is_deep: Sequence[bool]
+) -> Iterator[tuple[int, ...]]:
+    """Equally many times the smallest step along every side of the result, any steps of depth."""
+    depths = [
+        range(len(each)) if deep else range(1) for each, deep in zip(counts, is_deep, strict=True)
+    ]
+    for larger in range(max(map(len, counts), default=0)):
+        sides = [max(len(each) - 1 - larger, 0) for each in counts]
+        for places in product(*depths):
+            yield (
+                *(
+                    place if deep else side
+                    for place, side, deep in zip(places, sides, is_deep, strict=True)
+                ),
+                0,
+            )
 
 
 def _neighbours(
@@ -261,15 +284,14 @@ def _orders(work: Work, groups: Sequence[tuple[tuple[int, ...], int]]) -> list[t
 
 
 def _counts(sizes: Sequence[int], loops: Sequence[int], quantum: int) -> list[int]:
-    """Numbers of steps worth trying for a group: of one step, then of ever smaller steps."""
+    """Numbers of steps worth trying for a group: powers of two, and of so many smallest steps."""
     size = 1
     for loop in loops:
         size *= sizes[loop]
-    found = {1}
-    step = quantum
-    while step < size:
-        found.add(ceil(size / step))
-        step *= 2
+    found, count = {1}, 1
+    while count * quantum < size:
+        found |= {count, ceil(size / (count * quantum))}
+        count *= 2
     return sorted(found)
 
 

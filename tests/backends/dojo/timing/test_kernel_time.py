@@ -232,16 +232,18 @@ def test_bytes_and_energy_are_those_of_the_parts():
     assert found.joules == pytest.approx(parts)
 
 
-def test_more_of_the_work_takes_as_much_more_energy():
-    """Four times the rows on four times the nodes of a die."""
-    small, large = (
-        time_of("d1_die", *make_product(m, 64, 64), Mapping(rows=(Part(0, m // 8),)))
-        for m in (24, 96)
-    )
-    assert large.num_bytes["SRAM"] == pytest.approx(4 * small.num_bytes["SRAM"])
-    kernel, values = make_product(24, 64, 64)
-    one = nodes_time(read_machine("d1_die").node, describe_work(kernel, values), (8, 64, 64), {})
-    assert small.num_bytes["SRAM"] == pytest.approx(3 * one.sram_bytes)
+def test_traffic_is_that_of_all_nodes():
+    """24 and 96 rows on 3 and 12 nodes of a die, 8 each."""
+    machine = read_machine("d1_die")
+    for num_nodes in (3, 12):
+        kernel, values = make_product(8 * num_nodes, 64, 64)
+        mapping = Mapping(rows=(Part(0, num_nodes),))
+        placed = place(build_fabric(machine), kernel, values, mapping)
+        one = nodes_time(
+            machine.node, describe_work(kernel, values), (8, 64, 64), placed[0].mapping.steps
+        )
+        found = time_placed(machine, placed, values)
+        assert found.num_bytes["SRAM"] == pytest.approx(num_nodes * one.sram_bytes)
 
 
 def test_all_of_the_work_on_one_node_is_out_of_balance():
