@@ -22,16 +22,15 @@ class AxisTraffic:
     """Elements along an axis of L places; h is a place that keeps a part, [h] or [h, hop].
 
     Args:
-        forward: over hop i from place i to i + 1, of what h keeps: (L, L - 1).
+        forward: over hop i from place i to i + 1, of what h keeps, (L, L - 1); or of all h
+            together, (1, L - 1).
         backward: over hop i from place i + 1 to i.
         all: that places which h serves need, itself among them.
         others: of those, what places but itself need.
         own: what it needs itself.
-        first: of those that h serves, the first and the last place; first > last: none.
-        last: see `first`.
-        volume: [h, j]: that h sends to place j, or keeps where they are one.
-        is_served: [h, j]: whether that is anything.
-        is_local: nothing crosses a hop.
+        is_served: [h, j]: whether h has anything for place j (itself, where they are one).
+        volume: [h, j]: how much; empty where `forward` is of all h together.
+        piece: the most of that.
     """
 
     forward: Floats
@@ -39,19 +38,12 @@ class AxisTraffic:
     all: Floats
     others: Floats
     own: Floats
-    first: Ints
-    last: Ints
-    volume: Floats
     is_served: NDArray[np.bool_]
-    is_local: bool
-
-    @property
-    def piece(self) -> float:
-        """The most that one place has for another."""
-        return float(self.volume.max(initial=0.0))
+    volume: Floats
+    piece: float
 
 
-@lru_cache(maxsize=128)  # of a tray, one result is 2.6 MB
+@lru_cache(maxsize=2048)  # most results are a few kB, of a tray up to 90 kB
 def follow_axis(
     kept: tuple[Key, ...],
     needed: tuple[Key, ...],
@@ -59,6 +51,7 @@ def follow_axis(
     keeps: bytes,
     needs: bytes,
     is_multicast: bool,
+    by_keeper: bool,
 ) -> AxisTraffic:
     """Traffic along an axis.
 
@@ -70,6 +63,7 @@ def follow_axis(
         keeps: whether a place keeps anything, bool (L).
         needs: whether a place needs anything, bool (L).
         is_multicast: False where every place's need is sent by itself, though it be the same.
+        by_keeper: whether `forward` and `volume` are wanted for every place that keeps a part.
     """
     keeps_L, needs_L = np.frombuffer(keeps, bool), np.frombuffer(needs, bool)
     length = len(keeps_L)
@@ -78,56 +72,92 @@ def follow_axis(
     for ranges in kept_ranges:
         keeps_L = keeps_L & (ranges[1] > ranges[0])
     if _has_own(kept_ranges, need_ranges, keeps_L, needs_L, shared):
-        first, last = np.arange(length), np.where(keeps_L, np.arange(length), -1)
-    else:
-        kept_ranges = [_without_overlaps(ranges, keeps_L) for ranges in kept_ranges]
-        first, last = _served_ranges(kept_ranges, keeps_L)
-    places = np.arange(length)
-    serves = (first[:, None] <= places) & (places <= last[:, None])
-    served = serves & keeps_L[:, None] & needs_L
-    lows, highs = [], []
-    for number, ranges in enumerate(need_ranges):
-        low, high = ranges[0][None, :], ranges[1][None, :]
+        return _stay(need_ranges, needs_L, by_keeper)
+    kept_ranges = [_without_overlaps(ranges, keeps_L) for ranges in kept_ranges]
+    first, last = _served_ranges(kept_ranges, keeps_L)
+    h = np.flatnonzero(keeps_L)
+    first, last, places = first[h], last[h], np.arange(length)
+    served = (first[:, None] <= places) & (places <= last[:, None]) & needs_L
+    boxes = []
+    for number, (low, high) in enumerate(need_ranges):
         if number < shared:
-            low = np.maximum(low, kept_ranges[number][0][:, None])
-            high = np.minimum(high, kept_ranges[number][1][:, None])
-        served = served & (high > low)
-        lows.append(low)
-        highs.append(high)
+            have = kept_ranges[number][:, h, None]
+            low, high = np.maximum(low, have[0]), np.minimum(high, have[1])
+        served &= high > low
+        boxes.append((low, high))
     volume = served.astype(np.float64)
-    for low, high in zip(lows, highs, strict=True):
+    for low, high in boxes:
         volume *= high - low
-    counted = volume
+    counted = (volume, volume)
     if is_multicast:
-        forward_counted, backward_counted = _once_each(volume, need_ranges, needs_L, first, last)
-    else:
-        forward_counted = backward_counted = counted
+        counted = _once_each(volume, need_ranges, needs_L, first, last)
     # beyond[h, i]: what places from i on need; before[h, i]: what places up to i need
-    beyond = np.cumsum(forward_counted[:, ::-1], axis=1)[:, ::-1]
-    before = np.cumsum(backward_counted, axis=1)
-    if is_multicast:
-        hull_beyond, hull_before = _hulls(served, lows, highs)
+    beyond = np.cumsum(counted[0][:, ::-1], axis=1)[:, ::-1]
+    before = np.cumsum(counted[1], axis=1)
+    if is_multicast and not all(_are_apart(ranges, needs_L) for ranges in need_ranges):
+        hull_beyond, hull_before = _hulls(served, boxes)
         beyond, before = np.minimum(beyond, hull_beyond), np.minimum(before, hull_before)
-    is_beyond = places[None, :-1] >= places[:, None]
-    forward = np.where(is_beyond, beyond[:, 1:], 0.0)
-    backward = np.where(is_beyond, 0.0, before[:, :-1])
-    own = volume[places, places]
-    everything = beyond[:, 0]
-    after_own = np.concatenate([beyond[:, 1:], np.zeros((length, 1))], axis=1)[places, places]
-    before_own = np.concatenate([np.zeros((length, 1)), before[:, :-1]], axis=1)[places, places]
-    others = after_own + before_own
+    is_beyond = places[:-1] >= h[:, None]
+    forward = beyond[:, 1:] * is_beyond
+    backward = before[:, :-1] * ~is_beyond
+    each = np.arange(len(h))
+    others = np.where(h + 1 < length, beyond[each, np.minimum(h + 1, length - 1)], 0.0)
+    others += np.where(h > 0, before[each, np.maximum(h - 1, 0)], 0.0)
+    if is_multicast:
+        others = np.minimum(others, beyond[:, 0])
+
+    def at_places(of_keepers: Floats) -> Floats:
+        found = np.zeros((length, *of_keepers.shape[1:]))
+        found[h] = of_keepers
+        return found
+
     return AxisTraffic(
-        forward=forward,
-        backward=backward,
-        all=everything,
-        others=np.minimum(others, everything) if is_multicast else others,
-        own=own,
-        first=first,
-        last=last,
-        volume=volume,
-        is_served=served,
-        is_local=not (forward.any() or backward.any()),
+        forward=at_places(forward) if by_keeper else forward.sum(0, keepdims=True),
+        backward=at_places(backward) if by_keeper else backward.sum(0, keepdims=True),
+        all=at_places(beyond[:, 0]),
+        others=at_places(others),
+        own=at_places(volume[each, h]),
+        is_served=at_places(served.astype(np.float64)) > 0,
+        volume=at_places(volume) if by_keeper else np.zeros((0, 0)),
+        piece=float(volume.max(initial=0.0)),
     )
+
+
+def _stay(needed: list[Ints], needs: NDArray[np.bool_], by_keeper: bool) -> AxisTraffic:
+    """Where every place keeps what it needs."""
+    length = len(needs)
+    own = needs.astype(np.float64)
+    for low, high in needed:
+        own = own * np.maximum(high - low, 0)
+    nothing = np.zeros((length if by_keeper else 1, length - 1))
+    return AxisTraffic(
+        forward=nothing,
+        backward=nothing,
+        all=own,
+        others=np.zeros(length),
+        own=own,
+        is_served=np.diag(own > 0),
+        volume=np.diag(own) if by_keeper else np.zeros((0, 0)),
+        piece=float(own.max(initial=0.0)),
+    )
+
+
+def _are_apart(ranges: Ints, counts: NDArray[np.bool_]) -> bool:
+    """Whether any two of these ranges are equal or have nothing in common."""
+    busy = ranges[:, counts & (ranges[1] > ranges[0])]
+    order = np.lexsort(busy[::-1])
+    first, end = busy[:, order]
+    alike = (first[1:] == first[:-1]) & (end[1:] == end[:-1])
+    return bool((alike | (first[1:] >= end[:-1])).all())
+
+
+def _alike(ranges: list[Ints], length: int) -> Ints:
+    """A number for every place, the same where all ranges are."""
+    code = np.zeros(length, np.int64)
+    for bounds in (bound for each in ranges for bound in each):
+        _, found = np.unique(bounds, return_inverse=True)
+        _, code = np.unique(code * length + found, return_inverse=True)
+    return code
 
 
 def _has_own(
@@ -172,11 +202,7 @@ def _served_ranges(kept: list[Ints], keeps: NDArray[np.bool_]) -> tuple[Ints, In
     """For every place the first and the last place that it is the nearest keeper for."""
     length = len(keeps)
     first, last = np.zeros(length, np.int64), np.full(length, length - 1)
-    if kept:
-        _, group = np.unique(np.concatenate(kept), axis=1, return_inverse=True)
-        group = group.ravel()
-    else:
-        group = np.zeros(length, np.int64)
+    group = _alike(kept, length)
     keepers = np.flatnonzero(keeps)
     order = keepers[np.argsort(group[keepers], kind="stable")]
     alike = group[order[1:]] == group[order[:-1]]
@@ -193,11 +219,8 @@ def _once_each(
     """`volume` of every need that no place further on (further back) has, too."""
     length = volume.shape[1]
     places = np.flatnonzero(needs)
-    group = np.zeros(length, np.int64)
-    if needed:
-        _, group = np.unique(np.concatenate(needed), axis=1, return_inverse=True)
-    order = places[np.argsort(group.ravel()[places], kind="stable")]
-    group = group.ravel()
+    group = _alike(needed, length)
+    order = places[np.argsort(group[places], kind="stable")]
     alike = group[order[1:]] == group[order[:-1]]
     following, preceding = np.full(length, length), np.full(length, -1)
     following[order[:-1][alike]] = order[1:][alike]
@@ -208,12 +231,12 @@ def _once_each(
     )
 
 
-def _hulls(served: NDArray[np.bool_], lows: list[Ints], highs: list[Ints]) -> tuple[Floats, Floats]:
+def _hulls(served: NDArray[np.bool_], boxes: list[tuple[Ints, Ints]]) -> tuple[Floats, Floats]:
     """Elements in the box around all needs from a place on, and up to it: [h, i]."""
     beyond = np.logical_or.accumulate(served[:, ::-1], axis=1)[:, ::-1].astype(np.float64)
     before = np.logical_or.accumulate(served, axis=1).astype(np.float64)
     far = np.iinfo(np.int64).max
-    for low, high in zip(lows, highs, strict=True):
+    for low, high in boxes:
         begin, end = np.where(served, low, far), np.where(served, high, -1)
         beyond *= np.maximum(
             np.maximum.accumulate(end[:, ::-1], axis=1)[:, ::-1]

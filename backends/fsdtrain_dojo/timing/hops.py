@@ -41,7 +41,6 @@ class Hops:
         shared_by: hops, either way, over the fullest link of the hop.
         links: physical links of every hop, forward (east, south) first, then backward, hop by hop.
         offsets: hop h has links[offsets[h]] to links[offsets[h + 1]].
-        hop_of_link: the hop of every entry of `links`.
         link_seconds_per_byte: of every physical link.
     """
 
@@ -52,7 +51,6 @@ class Hops:
     shared_by: Floats
     links: Ints
     offsets: Ints
-    hop_of_link: Ints
     link_seconds_per_byte: Floats
 
 
@@ -145,7 +143,7 @@ def _hops(network: Network, kinds: tuple[Floats, Floats, Floats], here: Ints, th
             seconds_per_byte=none, latency_s=none, joules_per_byte=none,
             num_links=dict.fromkeys(LEVEL_NAMES.values(), none), shared_by=none,
             links=np.zeros(0, np.int64), offsets=np.zeros(1, np.int64),
-            hop_of_link=np.zeros(0, np.int64), link_seconds_per_byte=byte_s,
+            link_seconds_per_byte=byte_s,
         )  # fmt: skip
     ends = np.concatenate([here.ravel(), there.ravel()]), np.concatenate([there, here], None)
     routes = find_routes(network, ends[0].tolist(), ends[1].tolist())
@@ -168,6 +166,5 @@ def _hops(network: Network, kinds: tuple[Floats, Floats, Floats], here: Ints, th
         shared_by=either_way(np.maximum.reduceat(users[link], begin)).max(0),
         links=link,
         offsets=routes.offsets,
-        hop_of_link=np.asarray(routes.edge_flow),
         link_seconds_per_byte=byte_s,
     )

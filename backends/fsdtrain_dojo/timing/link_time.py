@@ -7,16 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsdtrain_dojo.timing.fabric import Fabric
-from fsdtrain_dojo.timing.hops import Hops
+from fsdtrain_dojo.timing.link_kernel import add_loads, busiest
 
 Floats = NDArray[np.float64]
-
-
-def physical_loads(hops: Hops, forward: Floats, backward: Floats) -> Floats:
-    """Load of every link of the mesh that hops loaded like this make."""
-    load = np.concatenate([forward.ravel(), backward.ravel()])
-    num_links = len(hops.link_seconds_per_byte)
-    return np.bincount(hops.links, load[hops.hop_of_link], num_links).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +35,15 @@ def busiest_link(
     """The link that needs longest for loads of hops, of `scale` bytes each."""
     assert fabric.along_rows is not None
     assert fabric.along_columns is not None
-    load = physical_loads(fabric.along_rows, east, west)
-    load += physical_loads(fabric.along_columns, south, north)
     byte_s = fabric.along_rows.link_seconds_per_byte
-    load *= byte_s * scale
-    return Busy(
-        seconds=float(load.max(initial=0.0)),
-        after_first_s=float((load - fabric.packet_bytes * byte_s).max(initial=0.0)),
-    )
+    load = np.zeros(len(byte_s))
+    for hops, forward, backward in (
+        (fabric.along_rows, east, west),
+        (fabric.along_columns, south, north),
+    ):
+        add_loads(load, hops.links, hops.offsets, forward.ravel(), backward.ravel())
+    seconds, after_first = busiest(load, byte_s, scale, float(fabric.packet_bytes))
+    return Busy(seconds=seconds, after_first_s=after_first)
 
 
 def busiest_port(fabric: Fabric, most_bytes: float, bytes_per_s: float) -> Busy:

@@ -111,7 +111,7 @@ def cost_memory(
     if is_load:
         most = float(moved.max()) * waste
         links |= busiest_port(fabric, most, fabric.receive_bytes_per_s)
-    latency_s = memory.latency_s + _way_s(fabric, memory, boxes)
+    latency_s = memory.latency_s + _way_s(fabric, memory, split, traffic)
     levels, joules = over_hops(fabric, traffic.east, traffic.west, traffic.south, traffic.north)
     scale = element_bytes * waste
     accessed = outside * access_waste(
@@ -154,18 +154,22 @@ def access_waste(
     return float(-(-run_bytes // access_bytes) * access_bytes / run_bytes)
 
 
-def _way_s(fabric: Fabric, memory: OuterMemory, boxes: Boxes) -> float:
-    """Latency from the nearest interface to the farthest node that takes part."""
-    rows, columns = np.flatnonzero(boxes.busy.any(1)), np.flatnonzero(boxes.busy.any(0))
+def _way_s(fabric: Fabric, memory: OuterMemory, split: SplitBoxes, traffic: MemoryTraffic) -> float:
+    """Latency from the interfaces to the farthest node that takes part, however parts spread."""
+    rows, columns = np.flatnonzero(split.rows), np.flatnonzero(split.columns)
     ways = []
     for side in memory.shares:
+        start = 0 if side in (Side.WEST, Side.NORTH) else -1
         if side in (Side.WEST, Side.EAST):
-            start = 0 if side is Side.WEST else -1
-            ways.append(float(fabric.row_way_s[start, columns].max()))
+            way = float(fabric.row_way_s[start, columns].max())
+            if traffic.south.any() or traffic.north.any():
+                way += float(fabric.column_way_s[:, rows].max())
         else:
-            start = 0 if side is Side.NORTH else -1
-            ways.append(float(fabric.column_way_s[start, rows].max()))
-    return min(ways)
+            way = float(fabric.column_way_s[start, rows].max())
+            if traffic.east.any() or traffic.west.any():
+                way += float(fabric.row_way_s[:, columns].max())
+        ways.append(way)
+    return max(ways)
 
 
 def _need(split: SplitBoxes, axis: Axis, is_multicast: bool) -> AxisNeed:
@@ -183,7 +187,7 @@ def _need_along(dims: tuple[bytes, ...], places: bytes, is_multicast: bool) -> A
     first = np.zeros(length, bool)
     first[0] = True
     ways = [
-        follow_axis((), dims, 0, start.tobytes(), places, is_multicast)
+        follow_axis((), dims, 0, start.tobytes(), places, is_multicast, by_keeper=False)
         for start in (first, first[::-1])
     ]
     each = busy.astype(np.float64)
@@ -195,7 +199,7 @@ def _need_along(dims: tuple[bytes, ...], places: bytes, is_multicast: bool) -> A
         entering=entering,
         passed_on=(forward, backward),
         beyond=ways[0].forward[0].copy(),
-        before=ways[1].backward[-1].copy(),
+        before=ways[1].backward[0].copy(),
         total=float(ways[0].all[0]),
     )
 

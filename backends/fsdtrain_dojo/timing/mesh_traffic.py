@@ -50,26 +50,28 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
     pairs = list(zip(kept.dims, needed.dims, strict=True))
     turned_rc = [(k, n) for k, n in pairs if k.axis is Axis.ROW and n.axis is Axis.COLUMN]
     turned_cr = [(k, n) for k, n in pairs if k.axis is Axis.COLUMN and n.axis is Axis.ROW]
-    down = _follow(kept, needed, Axis.ROW, is_multicast, leave_out=())
-    across = _follow(kept, needed, Axis.COLUMN, is_multicast, leave_out=())
+    turns = bool(turned_rc or turned_cr)
+    options = {"is_multicast": is_multicast, "by_keeper": turns}
+    down = _follow(kept, needed, Axis.ROW, (), **options)
+    across = _follow(kept, needed, Axis.COLUMN, (), **options)
     down_straight, across_straight = down, across
     if turned_cr:
-        down_straight = _follow(kept, needed, Axis.ROW, is_multicast, leave_out=turned_cr)
+        down_straight = _follow(kept, needed, Axis.ROW, turned_cr, **options)
     if turned_rc:
-        across_straight = _follow(kept, needed, Axis.COLUMN, is_multicast, leave_out=turned_rc)
+        across_straight = _follow(kept, needed, Axis.COLUMN, turned_rc, **options)
     fixed = float(
         np.prod([n.extent[0] for k, n in pairs if k.axis is None and n.axis is None], initial=1.0)
     )
     south, north = _column_phase(down, kept, needed, turned_rc)
     row_phase = _row_phase
-    if (turned_rc or turned_cr) and not is_multicast:
+    if turns and not is_multicast:
         row_phase = _row_phase_of_each
     east, west, sent = row_phase(down_straight, across_straight, turned_rc, turned_cr)
-    if (turned_rc or turned_cr) and is_multicast:
+    if turns and is_multicast:
         of_rows, for_columns, own = _pairs(down_straight, across_straight, turned_rc, turned_cr)
         sent = np.minimum(sent, of_rows * (for_columns @ across_straight.volume.T) - own)
     received = _received(kept, needed)
-    turns = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
+    turned = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
     return MeshTraffic(
         east=east * fixed,
         west=west * fixed,
@@ -77,7 +79,7 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
         north=north,
         sent=sent * fixed,
         received=received,
-        piece=down.piece * across_straight.piece * fixed * float(np.prod(turns)),
+        piece=down.piece * across_straight.piece * fixed * float(np.prod(turned)),
         along_rows=across,
         along_columns=down,
     )
@@ -87,8 +89,10 @@ def _follow(
     kept: SplitBoxes,
     needed: SplitBoxes,
     axis: Axis,
-    is_multicast: bool,
     leave_out: Sequence[tuple[Ranges, Ranges]],
+    *,
+    is_multicast: bool,
+    by_keeper: bool,
 ) -> AxisTraffic:
     """Traffic along an axis, but for needed dimensions that are left out."""
     length = len(kept.busy(axis))
@@ -108,6 +112,7 @@ def _follow(
         kept.busy(axis).tobytes(),
         needed.busy(axis).tobytes(),
         is_multicast,
+        by_keeper,
     )
 
 

@@ -5,8 +5,6 @@ nodes of its switch have asked for if it holds that much; what it cannot hold co
 node. Bytes, seconds, joules; MODELLED.
 """
 
-from math import prod
-
 import numpy as np
 
 from fsdtrain_dojo.lowering.mapping import Boxes
@@ -23,20 +21,25 @@ def cost_switch(
     element_bytes: float,
     *,
     is_load: bool,
+    is_reduction: bool = False,
     share: float = 1.0,
     resident_share: float = 0.0,
 ) -> TransferCost:
-    """From the memory to the nodes, or from them; arguments as in `cost_transfer`."""
+    """From the memory to the nodes, or from them; arguments as in `cost_transfer`.
+
+    Of nodes that hold the same, one stores it. Partial results are all sent, and added in the
+    innermost cache.
+    """
     memory = fabric.memory
     assert memory is not None, "nodes at a switch work on values in memory"
     boxes = split.boxes
     by_node = boxes.num_elements.ravel() * (element_bytes * share)
     waste = access_waste(boxes, element_bytes, memory.access_bytes, is_gather=share != 1.0)
     total = float(by_node.sum())
-    if not is_load:
-        return _cost(fabric, by_node, total, 0.0, waste)
-    unique = min(total, prod(boxes.shape) * element_bytes, _union(boxes) * element_bytes)
-    return _cost(fabric, by_node, unique, resident_share, waste)
+    unique = min(total, _union(boxes) * element_bytes)
+    if not is_load and not is_reduction and total:
+        by_node = by_node * (unique / total)
+    return _cost(fabric, by_node, unique, resident_share if is_load else 0.0, waste)
 
 
 def _union(boxes: Boxes) -> float:

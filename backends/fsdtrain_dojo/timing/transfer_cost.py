@@ -75,8 +75,8 @@ def _cost_alike(
     """Found once for all transfers that are alike."""
     if not fabric.keeps_values:
         return cost_switch(
-            fabric, boxes, element_bytes, is_load=is_load, share=share,
-            resident_share=resident_share,
+            fabric, boxes, element_bytes, is_load=is_load, is_reduction=reduction is not None,
+            share=share, resident_share=resident_share,
         )  # fmt: skip
     if reduction is not None:
         is_outside = storage is Storage.HBM

@@ -147,6 +147,15 @@ def test_the_cache_gives_again_what_it_holds():
     assert resident.latency_s < small.latency_s
 
 
+def test_partial_results_are_added_in_the_cache():
+    fabric = build_fabric(read_machine("a100"))
+    boxes = boxes_of((54 * MEBI // 16,), fabric.grid, [], [(0, 54), (-1, 2)])
+    partial = Transfer(value="y", pattern=Pattern.REDUCE, boxes=boxes, target=OUTSIDE)
+    whole, added = cost_transfer(fabric, store(boxes), 4), cost_transfer(fabric, partial, 4)
+    assert whole.num_bytes["HBM"] == added.num_bytes["HBM"] == 54 * MEBI / 4
+    assert added.num_bytes["node link"] == 2 * whole.num_bytes["node link"]
+
+
 def test_each_die_of_a_chiplet_gpu_asks_the_last_cache_once():
     fabric = build_fabric(read_machine("mi300x"))
     boxes = boxes_of((MEBI,), fabric.grid, [], [(-1, 304)])
