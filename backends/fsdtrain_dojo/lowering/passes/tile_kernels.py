@@ -35,13 +35,7 @@ Steps = dict[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """What was found.
-
-    Args:
-        mapping: with its steps.
-        buffers: of operands: 2 where loads go on while another step is computed.
-        working_bytes: of buffers and sums, at the fullest node.
-    """
+    """What was found: the mapping with its steps; see `Step` for the others."""
 
     mapping: NodeMapping
     buffers: int
