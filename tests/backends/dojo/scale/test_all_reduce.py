@@ -115,6 +115,14 @@ def test_little_goes_up_and_down_a_tree_of_trays():
     assert "tree of 20" in found.how
 
 
+@pytest.mark.parametrize(("cabinets", "levels"), [(1, 1), (2, 2), (4, 3), (5, 4)])
+def test_a_tree_has_as_many_levels_as_doublings_reach_all_trays(cabinets, levels):
+    machine = read_machine({"name": "exapod", "exapod_cabinets": cabinets})
+    join = replace(join_homes(machine, "tray"), add_s_per_byte=0.0)
+    steps = 2 * levels * join.network.message_s(4096)
+    assert all_reduce(join, 4096).network_s == pytest.approx(steps + 2 * join.network.way_s)
+
+
 def test_tiles_scatter_and_gather_in_their_tray_by_hand():
     num_bytes = 1.8e9  # so much that latency hardly counts
     join = replace(join_homes(EXAPOD, "tile"), add_s_per_byte=0.0)

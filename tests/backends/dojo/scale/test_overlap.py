@@ -47,6 +47,11 @@ def test_mesh_and_network_work_at_the_same_time():
     assert both.alone_s >= max(both.mesh_s, both.network_s)
 
 
+def test_the_network_sums_one_bucket_after_another():
+    # from the first gradient on, at 1 s, it works for 8 x 2 s
+    assert overlap(GRADIENTS, 8.0, 0.0, cost(0, 2, 0)).end_s == pytest.approx(1 + 16)
+
+
 def test_a_mesh_that_the_program_uses_is_slower_until_the_program_ends():
     free = overlap(GRADIENTS, 8.0, 0.0, cost(0.9, 0, 0))
     half = overlap(GRADIENTS, 8.0, 0.5, cost(0.9, 0, 0))

@@ -122,6 +122,7 @@ def test_the_same_batch_over_all_replicas():
     assert strong.replica.seconds == pytest.approx(before + 20 / 8850 / 6)
     assert strong.samples_per_s == pytest.approx(240 / strong.step_s)
     assert strong.efficiency <= 1
+    assert strong.matmul_share == pytest.approx(1e15 / strong.step_s / 1.0875e18, rel=0.001)
 
 
 def test_a_batch_that_does_not_divide_over_the_replicas_says_what_would():
