@@ -42,10 +42,12 @@ class _Group:
     Args:
         place: in the program.
         kernels: the main one and its epilogue.
+        is_elementwise: all of them.
     """
 
     place: int
     kernels: list[Kernel]
+    is_elementwise: bool
 
     @property
     def reads(self) -> Iterator[Access]:
@@ -62,7 +64,7 @@ class _Groups:
 
     graph: KernelGraph
     makers: dict[str, _Group] = field(default_factory=dict)
-    readers: dict[str, list[_Group]] = field(default_factory=dict)
+    readers: dict[str, set[_Group]] = field(default_factory=dict)
     renewed_by: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,11 +74,11 @@ class _Groups:
         for name in group.writes:
             self.makers[name] = group
         for name in {access.value for access in group.reads}:
-            self.readers.setdefault(name, []).append(group)
+            self.readers.setdefault(name, set()).add(group)
 
     def drop(self, group: _Group) -> None:
         for name in {access.value for access in group.reads}:
-            self.readers[name].remove(group)
+            self.readers[name].discard(group)
 
     def producers(self, group: _Group) -> list[_Group]:
         """Who makes what a group reads, latest first."""
@@ -94,8 +96,8 @@ def fuse_elementwise(graph: KernelGraph) -> KernelGraph:
     """
     groups = _Groups(graph)
     for place, kernel in enumerate(graph.kernels):
-        main = replace(kernel, epilogue=(), hidden=frozenset())
-        group: _Group | None = _Group(place, [main, *kernel.epilogue])
+        parts = [replace(kernel, epilogue=(), hidden=frozenset()), *kernel.epilogue]
+        group: _Group | None = _Group(place, parts, all(map(_is_elementwise, parts)))
         while group is not None:
             groups.add(group)
             group = _joined(groups, group)
@@ -105,7 +107,7 @@ def fuse_elementwise(graph: KernelGraph) -> KernelGraph:
 
 def _joined(groups: _Groups, group: _Group) -> _Group | None:
     """This group and one that makes an operand of it as one group, in place of both; or None."""
-    if not all(_is_elementwise(kernel) for kernel in group.kernels):
+    if not group.is_elementwise:
         return None
     for producer in groups.producers(group):
         main = producer.kernels[0]
@@ -123,7 +125,7 @@ def _joined(groups: _Groups, group: _Group) -> _Group | None:
         groups.drop(producer)
         groups.drop(group)
         moved = [_in_loops_of(main, kernel, sources) for kernel in group.kernels]
-        return _Group(place, [*producer.kernels, *moved])
+        return _Group(place, [*producer.kernels, *moved], producer.is_elementwise)
     return None
 
 
@@ -213,7 +215,7 @@ def _may_move_down(groups: _Groups, producer: _Group, group: _Group) -> bool:
 
     Only element-wise ones wait. Nobody in between may need what it makes, nor renew what it reads.
     """
-    if not all(_is_elementwise(kernel) for kernel in producer.kernels):
+    if not producer.is_elementwise:
         return False
     if any(
         producer.place < reader.place < group.place
@@ -231,6 +233,8 @@ def _may_move_down(groups: _Groups, producer: _Group, group: _Group) -> bool:
 
 def _in_loops_of(main: Kernel, kernel: Kernel, sources: Sources) -> Kernel:
     """A kernel re-expressed in the loops of the kernel that it is fused into."""
+    if sources == tuple(range(len(main.loops))):
+        return replace(kernel, loops=main.loops)
 
     def moved(access: Access) -> Access:
         spans = tuple(_substituted(span, kernel.loops, sources) for span in access.spans)
