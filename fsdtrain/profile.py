@@ -84,7 +84,8 @@ def _move(step: nn.Module, backend: Backend) -> None:
 
 def _print(found: StepProfile, *, num_clips: int, explain: str | None) -> None:
     console = Console()
-    console.print(ops_table(found, num_samples=num_clips, num_shown=NUM_SHOWN_OPS))
+    table = ops_table(found, num_samples=num_clips, num_shown=NUM_SHOWN_OPS, width=console.width)
+    console.print(table)
     console.print(summary(found))
     if explain is not None:
         console.print(explanations(found, explain))

@@ -16,7 +16,13 @@ from fsdtrain.step_profile import PHASES, OpProfile, StepProfile
 
 UNKNOWN_BOUND = "not known"
 MAX_EXPLAINED = 20
-FOLDED_WIDTHS = {"op": 12, "layer": 12, "shapes": 10}  # columns of text; narrower is not read
+WIDE_COLUMNS = 110
+FOLDED_WIDTHS = {
+    "op": 12,
+    "layer": 12,
+    "shapes": 10,
+    "bound": 9,
+}  # columns of text; narrower is not read
 
 
 def op_title(op: OpProfile) -> str:
@@ -76,8 +82,13 @@ def _share(part: float | None, whole: float = 1.0) -> str:
     return percent(part / whole) if part is not None and whole else ""
 
 
-def ops_table(profile: StepProfile, *, num_samples: int, num_shown: int) -> Table:
-    """The slowest ops, their shares and what the backend knows of each."""
+def ops_table(
+    profile: StepProfile, *, num_samples: int, num_shown: int, width: int = WIDE_COLUMNS
+) -> Table:
+    """The slowest ops, their shares and what the backend knows of each.
+
+    On a terminal of less than WIDE_COLUMNS, an op with a layer goes without shapes and type.
+    """
     # One title for all rows: a profile's figures have one origin.
     table = Table(
         title=f"{profile.backend}, one step of {num_samples} clips: "
@@ -91,6 +102,8 @@ def ops_table(profile: StepProfile, *, num_samples: int, num_shown: int) -> Tabl
         caption_justify="left",
     )
     columns = op_columns(profile.ops)
+    if width < WIDE_COLUMNS and any(op.layer for op in profile.ops):
+        columns = [column for column in columns if column.heading not in ("shapes", "type")]
     for column in columns:
         table.add_column(
             column.heading,

@@ -92,9 +92,19 @@ def test_no_figure_is_cut_on_a_narrow_terminal() -> None:
         "a_rather_long_name_of_an_op", 1.2345, phase="optimizer", layer="network.backbone.stem.0",
         utilisation=0.123, roofline_s=0.5, bound_by="SRAM port",
     )  # fmt: skip
-    shown = text(ops_table(make_profile(op), num_samples=1, num_shown=9), width=80)
-    for figure in ("1.23 s", "12.3%", "40.5%", "100.0%", "optimizer", "SRAM"):
+    shown = text(ops_table(make_profile(op), num_samples=1, num_shown=9, width=80), width=80)
+    for figure in ("1.23 s", "12.3%", "40.5%", "100.0%", "optimizer", "SRAM port"):
         assert figure in shown
+
+
+def test_shapes_are_shown_where_there_is_room_or_no_layer() -> None:
+    def shown(width: int, layer: str | None) -> str:
+        profile = make_profile(make_op("mm", 1.0, layer=layer))
+        return text(ops_table(profile, num_samples=1, num_shown=9, width=width), width=width)
+
+    assert "2x3" in shown(120, "stem")
+    assert "2x3" not in shown(80, "stem")
+    assert "2x3" in shown(80, None)
 
 
 def test_time_by_bound_adds_up_and_ranks() -> None:
