@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
 from fsdtrain.backend import (
     Availability,
@@ -153,9 +154,24 @@ class DojoBackend(Backend):
         """
         from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
         from fsdtrain_dojo.lowering.record_step import record_step
-        from fsdtrain_dojo.modelled_profile import make_profile
-        from fsdtrain_dojo.modelling import model_step
+        from fsdtrain_dojo.modelled_profile import main_format, make_profile
+        from fsdtrain_dojo.modelled_scale import model_scale
+        from fsdtrain_dojo.sensitivity import find_sensitivities
 
         recorded = record_step(step, batch, optimizer, recipe=self.recipe)
-        modelled = model_step(expand_macros(recorded), self.machine)
-        return make_profile(modelled, backend=self.name)
+        graph = expand_macros(recorded)
+        modelled, scale = model_scale(
+            graph, self.machine, batch_size=_num_samples(batch), matrix_format=main_format(graph)
+        )
+        return make_profile(
+            modelled,
+            backend=self.name,
+            assumptions=find_sensitivities(modelled),
+            scale=scale,
+        )
+
+
+def _num_samples(batch: Any) -> int:
+    """Of a batch: the length of the first dimension of its first tensor that has one."""
+    leaves = _pytree.tree_leaves(batch)
+    return next(each.shape[0] for each in leaves if isinstance(each, Tensor) and each.ndim)

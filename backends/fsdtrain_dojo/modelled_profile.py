@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +18,19 @@ from fsdtrain.step_profile import (
     StepProfile,
     TimelineEvent,
 )
-from fsdtrain_dojo.lowering.kernel import Kernel, Unit
-from fsdtrain_dojo.lowering.mapping import Axis, axis_ranges
-from fsdtrain_dojo.lowering.program import Step, TileProgram
+from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph, Unit
+from fsdtrain_dojo.lowering.mapping import Axis, Storage, axis_ranges
+from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.machine.totals import totals
 from fsdtrain_dojo.modelling import ModelledStep
-from fsdtrain_dojo.timing.costs import Costs
+from fsdtrain_dojo.timing.cost import Resource
+from fsdtrain_dojo.timing.costs import picked_share
 from fsdtrain_dojo.timing.schedule_steps import ProgramTime
+from fsdtrain_dojo.timing.traffic import LinkLoads, link_loads
 
 Floats = NDArray[np.float64]
+_UNITS = (Resource.MATRIX, Resource.VECTOR, Resource.SRAM_PORT)
 
 
 def make_profile(
@@ -39,22 +44,22 @@ def make_profile(
     """The profile of a step on a machine."""
     machine, program, time = modelled.machine, modelled.program, modelled.time
     of_all = totals(machine)
-    matrix_format = _matrix_format(program)
+    matrix_format = main_format(program.graph)
     moving = sum(each.alone.joules for each in time.steps)
-    num_copies = Costs(machine).fabric.num_copies
+    num_copies = modelled.costs.fabric.num_copies
     peak = of_all.matmul_flops_per_s[matrix_format] / num_copies
     return StepProfile(
         backend=backend,
         device=f"{machine.summary} ({machine.name})",
         origin="MODELLED",
         step_time_s=time.seconds,
-        ops=tuple(sorted(_ops(program, time, matrix_format), key=lambda op: -op.time_s)),
-        flops=float(sum(kernel.counted_flops for kernel in _all_kernels(program))),
+        ops=tuple(sorted(_ops(program, time), key=lambda op: -op.time_s)),
+        flops=float(sum(kernel.counted_flops for kernel in _all_kernels(program.graph))),
         peak_flops_per_s=peak,
         roofline_s=_roofline(program, machine, num_copies),
         energy_j=moving + machine.power.idle_watts / num_copies * time.seconds,
         power_limit_watts=machine.power.limit_watts / num_copies,
-        memory=tuple(_memory(program, machine)),
+        memory=tuple(_memory(modelled)),
         busy_s={resource.value: busy for resource, busy in time.busy_s.items()},
         timeline=tuple(_timeline(program, time)),
         sram_over_time=tuple(
@@ -75,28 +80,28 @@ def make_profile(
     )
 
 
-def _all_kernels(program: TileProgram) -> Iterator[Kernel]:
-    for step in program.steps:
-        yield step.kernel
-        yield from step.kernel.epilogue
+def _all_kernels(graph: KernelGraph) -> Iterator[Kernel]:
+    for kernel in graph.kernels:
+        yield kernel
+        yield from kernel.epilogue
 
 
-def _matrix_format(program: TileProgram) -> str:
-    """The format that most multiply-adds take."""
+def main_format(graph: KernelGraph) -> str:
+    """The format that most multiply-adds of a step take."""
     macs: dict[str, int] = defaultdict(int)
-    for kernel in _all_kernels(program):
+    for kernel in _all_kernels(graph):
         if kernel.unit is Unit.MATRIX:
-            macs[operand_format(kernel, program)] += kernel.macs
+            macs[operand_format(kernel, graph)] += kernel.macs
     return max(macs, key=lambda name: macs[name]) if macs else "fp32"
 
 
-def operand_format(kernel: Kernel, program: TileProgram) -> str:
+def operand_format(kernel: Kernel, graph: KernelGraph) -> str:
     """What a matrix kernel multiplies: the wider of its operands' formats."""
-    values = [program.graph.values[read.value] for read in kernel.reads[:2]]
+    values = [graph.values[read.value] for read in kernel.reads[:2]]
     return max(values, key=lambda value: value.element_bytes).format
 
 
-def _ops(program: TileProgram, time: ProgramTime, matrix_format: str) -> Iterator[OpProfile]:
+def _ops(program: TileProgram, time: ProgramTime) -> Iterator[OpProfile]:
     for number, (step, timed) in enumerate(zip(program.steps, time.steps, strict=True)):
         kernel, alone = step.kernel, timed.alone
         parts = (kernel, *kernel.epilogue)
@@ -104,7 +109,7 @@ def _ops(program: TileProgram, time: ProgramTime, matrix_format: str) -> Iterato
         yield OpProfile(
             name=" + ".join(dict.fromkeys(each.op.removeprefix("aten.") for each in parts)),
             shapes=_shapes(step, program),
-            dtype=operand_format(kernel, program)
+            dtype=operand_format(kernel, program.graph)
             if kernel.unit is Unit.MATRIX
             else _widest(step, program),
             num_calls=1,
@@ -147,27 +152,32 @@ def _roofline(program: TileProgram, machine: Machine, num_copies: int) -> float:
     """The least time of the whole step: all multiply-adds at the peak, all vector work at its."""
     of_all = totals(machine)
     matrix = sum(
-        2 * kernel.macs / of_all.matmul_flops_per_s[operand_format(kernel, program)]
-        for kernel in _all_kernels(program)
+        2 * kernel.macs / of_all.matmul_flops_per_s[operand_format(kernel, program.graph)]
+        for kernel in _all_kernels(program.graph)
         if kernel.unit is Unit.MATRIX
     )
     lanes = of_all.vector_flops_per_s["fp32"]
-    vector = sum(kernel.flops for kernel in _all_kernels(program)) / lanes
+    vector = sum(kernel.flops for kernel in _all_kernels(program.graph)) / lanes
     return max(matrix, vector) * num_copies
 
 
-def _memory(program: TileProgram, machine: Machine) -> Iterator[MemoryUse]:
+def _memory(modelled: ModelledStep) -> Iterator[MemoryUse]:
+    program = modelled.program
     yield MemoryUse(
         name="SRAM of the fullest node",
         peak_bytes=max(program.sram_bytes, default=0),
-        capacity_bytes=machine.node.memory.capacity_bytes,
+        capacity_bytes=modelled.machine.node.memory.capacity_bytes,
     )
-    memory = Costs(machine).fabric.memory
+    memory = modelled.costs.fabric.memory
     if memory is not None:
+        # At a switch all values lie outside; on a mesh, those that were spilled.
+        outside = [
+            program.graph.values[name].num_bytes
+            for name, layout in program.initial.items()
+            if layout.storage is Storage.HBM
+        ] + [spill.num_bytes for spill in program.spills if spill.out_before >= 0]
         yield MemoryUse(
-            name="HBM",
-            peak_bytes=sum(spill.num_bytes for spill in program.spills),
-            capacity_bytes=round(memory.capacity_bytes),
+            name="HBM", peak_bytes=sum(outside), capacity_bytes=round(memory.capacity_bytes)
         )
 
 
@@ -182,16 +192,70 @@ def _timeline(program: TileProgram, time: ProgramTime) -> Iterator[TimelineEvent
 
 
 def _heat_maps(modelled: ModelledStep) -> Iterator[HeatMap]:
-    fabric = Costs(modelled.machine).fabric
-    load = np.zeros(fabric.grid)
+    fabric, seconds = modelled.costs.fabric, modelled.time.seconds
+    computing = np.zeros(fabric.grid)
     for step, timed in zip(modelled.program.steps, modelled.time.steps, strict=True):
-        busy = max((timed.alone.busy_s.get(each, 0.0) for each in timed.alone.busy_s), default=0.0)
-        load += busy * _work_share(step, fabric.grid)
+        busy = max((timed.alone.busy_s.get(each, 0.0) for each in _UNITS), default=0.0)
+        computing += busy * _work_share(step, fabric.grid)
     yield HeatMap(
         title="compute",
         unit="busy share of the step",
-        rows=_on_mesh(load / modelled.time.seconds, fabric.node_row, fabric.node_column),
+        rows=_on_mesh(computing / seconds, fabric.node_row, fabric.node_column),
     )
+    if fabric.along_rows is None or fabric.along_columns is None:
+        return
+    loads = _link_loads(modelled)
+    used = np.zeros(fabric.grid)
+    for hops, ways, axis in (
+        (fabric.along_rows, (loads.east, loads.west), 1),
+        (fabric.along_columns, (loads.south, loads.north), 0),
+    ):
+        for way in ways:
+            share = way * hops.seconds_per_byte / seconds
+            for end in (0, 1):  # a link is shown at both of its nodes
+                places = [slice(None), slice(None)]
+                places[axis] = slice(end, end + share.shape[axis])
+                used[tuple(places)] = np.maximum(used[tuple(places)], share)
+    yield HeatMap(
+        title="links",
+        unit="busy share of the step, of the busiest link of a node",
+        rows=_on_mesh(used, fabric.node_row, fabric.node_column),
+    )
+    if fabric.memory is not None and len(loads.by_interface):
+        rate = fabric.memory.bytes_per_s / fabric.memory.num_interfaces
+        yield HeatMap(
+            title="HBM",
+            unit="busy share of the step, by interface",
+            rows=(tuple(float(each) for each in loads.by_interface / rate / seconds),),
+        )
+
+
+def _link_loads(modelled: ModelledStep) -> LinkLoads:
+    """Of all transfers of the step; equal ones are looked at once."""
+    fabric, values = modelled.costs.fabric, modelled.program.graph.values
+    counts: dict[object, list[Any]] = {}
+    for step in modelled.program.steps:
+        shares = [picked_share(step.kernel, each, step.mapping) for each in step.kernel.loaded]
+        transfers = [*zip(step.loads, shares, strict=True), *((each, 1.0) for each in step.stores)]
+        for transfer, share in transfers:
+            if transfer.pattern is Pattern.LOCAL:
+                continue
+            width = values[transfer.value].element_bytes
+            layout = transfer.source or transfer.target
+            place = None if layout is None else id(layout.boxes)
+            key = (transfer.pattern, transfer.source is None, place, id(transfer.boxes), width,
+                   share)  # fmt: skip
+            counts.setdefault(key, [0, transfer, width, share])[0] += 1
+    found = LinkLoads(**{each.name: np.zeros(1) for each in fields(LinkLoads)})
+    for count, transfer, width, share in counts.values():
+        loads = link_loads(fabric, transfer, width, share=share)
+        found = LinkLoads(
+            **{
+                each.name: getattr(found, each.name) + count * getattr(loads, each.name)
+                for each in fields(LinkLoads)
+            }
+        )
+    return found
 
 
 def _work_share(step: Step, grid: tuple[int, int]) -> Floats:

@@ -23,11 +23,13 @@ class ModelledStep:
         machine: that it was lowered for; of a machine of several meshes (an ExaPOD), one of these.
         program: every kernel in its place.
         time: its schedule.
+        costs: of the machine.
     """
 
     machine: Machine
     program: TileProgram
     time: ProgramTime
+    costs: Costs
 
 
 def model_step(graph: KernelGraph, machine: Machine) -> ModelledStep:
@@ -36,7 +38,8 @@ def model_step(graph: KernelGraph, machine: Machine) -> ModelledStep:
     Raises:
         BackendError: it cannot run there; see `lower`.
     """
-    program = lower(graph, machine)
+    costs = Costs(machine)
+    program = lower(graph, costs)
     return ModelledStep(
-        machine=machine, program=program, time=schedule_steps(program, Costs(machine))
+        machine=machine, program=program, time=schedule_steps(program, costs), costs=costs
     )

@@ -8,7 +8,7 @@ from fsdtrain_dojo.lowering.passes.choose_layouts import choose_layouts
 from fsdtrain_dojo.lowering.passes.fold_views import fold_views
 from fsdtrain_dojo.lowering.passes.fuse_elementwise import fuse_elementwise
 from fsdtrain_dojo.lowering.program import TileProgram
-from fsdtrain_dojo.machine.schema import Machine
+from fsdtrain_dojo.timing.costs import Costs
 
 # `expand_macros` comes before: it makes the graph that these start with.
 GRAPH_PASSES: tuple[Callable[[KernelGraph], KernelGraph], ...] = (
@@ -17,8 +17,8 @@ GRAPH_PASSES: tuple[Callable[[KernelGraph], KernelGraph], ...] = (
 )
 
 
-def lower(graph: KernelGraph, machine: Machine) -> TileProgram:
-    """The program of a step for a machine.
+def lower(graph: KernelGraph, costs: Costs) -> TileProgram:
+    """The program of a step for the machine of `costs`.
 
     Raises:
         BackendError: it cannot run there: a format that the machine lacks, a kernel that does not
@@ -26,5 +26,5 @@ def lower(graph: KernelGraph, machine: Machine) -> TileProgram:
     """
     for transform in GRAPH_PASSES:
         graph = transform(graph)
-    program = choose_layouts(graph, machine)  # with `tile_kernels` for every mapping it weighs
-    return allocate_sram(program, machine)  # last: it moves out what does not fit together
+    program = choose_layouts(graph, costs)  # with `tile_kernels` for every mapping it weighs
+    return allocate_sram(program, costs)  # last: it moves out what does not fit together

@@ -4,6 +4,7 @@ One `Costs` goes with one machine; it remembers answers, which repeat from layer
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import build_fabric
 from fsdtrain_dojo.timing.kernel_time import time_kernel
 from fsdtrain_dojo.timing.kernel_work import describe_work, nodes_time
-from fsdtrain_dojo.timing.node_time import SUM_BYTES
+from fsdtrain_dojo.timing.node_rates import SUM_BYTES
 from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, cost_transfer, has_own
 
 _Key = TypeVar("_Key")
@@ -44,6 +45,14 @@ class Costs:
         self._arriving: dict[object, float] = {}
         self._stores: dict[object, TransferCost] = {}
         self._kept: list[object] = []  # whose ids are keys
+
+    def with_units_of(self, machine: Machine) -> "Costs":
+        """For a machine whose links and memories are the same; transfers cost what they did."""
+        other = Costs.__new__(Costs)
+        other.__dict__.update(self.__dict__)
+        other.machine = machine
+        other.fabric = replace(self.fabric, machine=machine)
+        return other
 
     def boxes(self, kernel: Kernel, access: Access, mapping: NodeMapping, value: Value) -> Boxes:
         """`access_boxes`; the same object for the same question."""

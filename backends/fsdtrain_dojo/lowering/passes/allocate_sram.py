@@ -22,21 +22,19 @@ from fsdtrain.backend import BackendError
 from fsdtrain_dojo.lowering.kernel import KernelGraph, Value, ValueKind
 from fsdtrain_dojo.lowering.mapping import Boxes, Layout, Storage
 from fsdtrain_dojo.lowering.program import Pattern, Spill, Step, TileProgram, Transfer
-from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.timing.costs import Costs, picked_share
 
 _LASTING = (ValueKind.WEIGHT, ValueKind.STATE)
 _OUTSIDE = Layout(storage=Storage.HBM)
 
 
-def allocate_sram(program: TileProgram, machine: Machine) -> TileProgram:
+def allocate_sram(program: TileProgram, costs: Costs) -> TileProgram:
     """The program with spills, so that no node's memory is ever over its capacity.
 
     Raises:
         BackendError: a kernel's smallest share does not fit into a node, or what goes out does not
             fit into HBM; with numbers.
     """
-    costs = Costs(machine)
     if not costs.fabric.keeps_values:
         return replace(program, sram_bytes=tuple(step.working_bytes for step in program.steps))
     memory = _Memory(program, costs)
@@ -170,10 +168,11 @@ class _Memory:
 
     def _stream(self, number: int, step: Step, mine: set[str]) -> Step:
         """The step with its own largest values outside, as many as it takes."""
+        reasons: list[str] = []
         while True:
             own = [name for name in mine if name in self.residents]
             if not own:
-                raise self.costs.does_not_fit(step.kernel, ["its buffers alone are too large"])
+                raise self.costs.does_not_fit(step.kernel, reasons)
             largest = max(own, key=lambda name: (int(self.residents[name].num_bytes.max()), name))
             self._spill(largest, number)
             free = self.capacity - int(self.occupied.max())
@@ -191,7 +190,9 @@ class _Memory:
                 step.kernel, step.mapping, values, max(free, 0), moved.stores,
                 load_costs, store_costs,
             )  # fmt: skip
-            if not isinstance(tiling, str):
+            if isinstance(tiling, str):
+                reasons.append(tiling)
+            else:
                 return replace(
                     step,
                     mapping=tiling.mapping,

@@ -32,7 +32,6 @@ from fsdtrain_dojo.lowering.mapping import (
     Storage,
 )
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
-from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 from fsdtrain_dojo.timing.transfer_cost import classify
@@ -43,14 +42,14 @@ NUM_EXPLAINED = 4
 EVERYWHERE_BYTES = 64
 
 
-def choose_layouts(graph: KernelGraph, machine: Machine) -> TileProgram:
+def choose_layouts(graph: KernelGraph, costs: Costs) -> TileProgram:
     """The program with a mapping for every kernel and a layout for every value.
 
     Raises:
         BackendError: a kernel whose smallest share does not fit into a node, or a format that the
             machine lacks.
     """
-    walk = _Walk(graph, machine)
+    walk = _Walk(graph, costs)
     return TileProgram(
         graph=graph,
         grid=walk.grid,
@@ -101,9 +100,8 @@ class _Draft:
 class _Walk:
     """Through the program, remembering where everything is."""
 
-    def __init__(self, graph: KernelGraph, machine: Machine) -> None:
-        self.graph, self.machine = graph, machine
-        self.costs = Costs(machine)
+    def __init__(self, graph: KernelGraph, costs: Costs) -> None:
+        self.graph, self.costs, self.machine = graph, costs, costs.machine
         self.grid = self.costs.fabric.grid
         self.places: dict[str, _Place] = {}
         self.last_use = find_last_uses(graph)
@@ -238,6 +236,9 @@ class _Walk:
                 weighed.append((seconds, len(weighed), *found))
                 best = min(best, seconds)
         if not weighed:
+            capacity = self.machine.node.memory.capacity_bytes
+            if budget < capacity:  # others have to make room
+                return self._search(kernel, capacity)
             raise self.costs.does_not_fit(kernel, reasons)
         weighed.sort()
         chosen = weighed[0][2]

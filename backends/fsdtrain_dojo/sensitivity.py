@@ -1,0 +1,78 @@
+"""How much a modelled step time rests on figures that nobody who knows has stated. MODELLED.
+
+Every assumed constant of the machine is set to either end of the range within which the truth is
+thought to lie, one at a time, and the same program is scheduled again. Where things are placed
+stays as it is: a compiler that knew the other figure might do better, never worse.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fsdtrain.backend import BackendError
+from fsdtrain.step_profile import Assumption
+from fsdtrain_dojo.machine.catalog import with_constants
+from fsdtrain_dojo.machine.quantity import Quantity
+from fsdtrain_dojo.machine.schema import Machine
+from fsdtrain_dojo.modelling import ModelledStep
+from fsdtrain_dojo.timing.costs import Costs
+from fsdtrain_dojo.timing.schedule_steps import schedule_steps
+
+# Energy does not change a schedule.
+_OF_ENERGY = ("pJ", "pJ/B", "W")
+
+
+def find_sensitivities(modelled: ModelledStep) -> tuple[Assumption, ...]:
+    """All assumed constants of the machine; those that matter most first."""
+    found = [
+        _vary(modelled, name, constant)
+        for name, constant in modelled.machine.constants.items()
+        if constant.is_assumed
+    ]
+    return tuple(sorted(found, key=_swing, reverse=True))
+
+
+def _swing(each: Assumption) -> float:
+    if each.step_time_at_low_s is None or each.step_time_at_high_s is None:
+        return -1.0
+    return abs(each.step_time_at_high_s - each.step_time_at_low_s)
+
+
+def _vary(modelled: ModelledStep, name: str, constant: Quantity) -> Assumption:
+    times = list(_times(modelled, name, constant))
+    low, high = times if len(times) == 2 else (None, None)
+    return Assumption(
+        name=name,
+        value=constant.value,
+        unit=constant.unit,
+        source=constant.source,
+        confidence=constant.confidence.value,
+        low=constant.low,
+        high=constant.high,
+        step_time_at_low_s=low,
+        step_time_at_high_s=high,
+    )
+
+
+def _times(modelled: ModelledStep, name: str, constant: Quantity) -> Iterator[float]:
+    """At the low and at the high end; nothing where the program does not fit such a machine."""
+    if constant.low is None or constant.high is None or constant.unit in _OF_ENERGY:
+        return
+    for value in (constant.low, constant.high):
+        try:
+            machine = with_constants(modelled.machine, {name: value})
+        except BackendError:
+            continue  # contradicts the other constants: rates that ports cannot feed, for one
+        costs = _costs_like(modelled, machine)
+        if costs.fabric.grid == modelled.program.grid:
+            yield schedule_steps(modelled.program, costs).seconds
+
+
+def _costs_like(modelled: ModelledStep, machine: Machine) -> Costs:
+    """Costs on the other machine; what the change does not touch is not asked again."""
+    old = modelled.costs
+    if (machine.levels, machine.interfaces) != (old.machine.levels, old.machine.interfaces):
+        return Costs(machine)
+    same_links = replace(machine.node, matrix=None, vector=old.machine.node.vector) == replace(
+        old.machine.node, matrix=None
+    )
+    return old.with_units_of(machine) if same_links else Costs(machine)
