@@ -7,6 +7,7 @@ import torch
 from fsdtrain_dojo.lowering.kernel import Phase
 from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
 from fsdtrain_dojo.lowering.record_step import record_step
+from fsdtrain_dojo.machine.catalog import read_machine
 from fsdtrain_dojo.modelling import ModelledStep, model_step
 from fsdtrain_dojo.recipe import bf16_options, read_recipe
 from fsdtrain_dojo.scale.plan import plan_scale
@@ -43,7 +44,8 @@ def step_on(machine_name: str) -> ModelledStep:
         recipe=read_recipe(bf16_options()),
         run=loss,
     )
-    machine = {"tile": TILE, "die": slice_machine(TILE, "die")}[machine_name]
+    machines = {"tile": TILE, "die": slice_machine(TILE, "die"), "gpu": read_machine("h100")}
+    machine = machines[machine_name]
     return model_step(expand_macros(recorded), machine)
 
 
@@ -73,6 +75,11 @@ def test_every_gradient_is_there_before_the_optimiser():
     ready = [each.ready_s for each in found.gradients]
     assert len(set(ready)) > 1
     assert 0 < min(ready) <= max(ready) <= found.optimizer_start_s < found.seconds
+
+
+def test_gradients_lie_in_the_nodes_of_a_mesh_and_outside_those_of_a_switch():
+    assert not timed(step_on("die")).gradients_outside
+    assert timed(step_on("gpu")).gradients_outside
 
 
 def test_work_is_that_of_the_step():
