@@ -40,7 +40,7 @@ def _follow_axis(kernel: Kernel, access: Access, parts: Sequence[Part]) -> tuple
         terms = access.spans[part.loop].terms
         if len(terms) > 1:  # groups of channels: the first loop is the outer one
             terms = (max(terms, key=lambda term: term[1]),)
-        if not terms:
+        if not terms or access.spans[part.loop].modulo is not None:
             return None
         loop = kernel.loops[terms[0][0]]
         if not loop.is_splittable:

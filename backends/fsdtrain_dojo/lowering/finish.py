@@ -59,7 +59,7 @@ def written_division(kernel: Kernel, access: Access, mapping: Mapping) -> Mappin
     """
     dims = {}
     for dim, span in enumerate(access.spans):
-        if len(span.terms) == 1 and (span.divide, span.low) == (1, 0):
+        if len(span.terms) == 1 and (span.divide, span.low, span.modulo) == (1, 0, None):
             ((loop, scale),) = span.terms
             if span.high == scale - 1:
                 dims[loop] = (dim, scale)

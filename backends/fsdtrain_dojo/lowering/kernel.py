@@ -129,13 +129,18 @@ class Span:
     modulo: int | None = None
 
     def touched(self, ranges: Sequence[Range], size: int) -> Range:
-        """Indices of a dimension of `size` that these ranges of all loops touch, cut to it."""
+        """Indices of a dimension of `size` that these ranges of all loops touch, cut to it.
+
+        Ranges without points touch nothing.
+        """
+        if any(ranges[loop][0] >= ranges[loop][1] for loop, _ in self.terms):
+            return 0, 0
         first = sum(scale * ranges[loop][0] for loop, scale in self.terms) + self.low
         last = sum(scale * (ranges[loop][1] - 1) for loop, scale in self.terms) + self.high
         first, last = first // self.divide, last // self.divide
         if self.modulo is not None:
             if first // self.modulo != last // self.modulo:
-                return 0, self.modulo
+                return 0, min(self.modulo, size)
             first, last = first % self.modulo, last % self.modulo
         first = min(max(first, 0), size)
         return first, max(min(last + 1, size), first)  # empty where all of it is outside
