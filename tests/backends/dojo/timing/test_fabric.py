@@ -79,6 +79,7 @@ def test_going_around_a_missing_node_takes_links_of_others():
     hops = fabric.along_rows if fabric.grid == (5, 5) else fabric.along_columns
     assert hops.num_links["node link"].max() > 1
     assert hops.shared_by.max() == 2
+    assert hops.seconds_per_byte.max() == pytest.approx(2 / (64 * 2e9))
 
 
 def test_memory_is_all_interfaces_together():

@@ -48,6 +48,18 @@ def test_nodes_receive_what_they_need_and_have_not_got():
         assert has_own(kept, needed) == (missing == 0)
 
 
+def test_the_nearest_of_several_copies_serves():
+    """Copies at columns 0 and 4, 1 and 5, ..., of which columns 1 and 3 need what 0 and 4 keep."""
+    kept = boxes_of((4,), (1, 8), [], [(-1, 2), (0, 4)])
+    busy = np.zeros((1, 8), bool)
+    busy[0, [1, 3]] = True
+    zero, one = np.zeros((1, 1), int), np.ones((1, 1), int)
+    needed = type(kept)(shape=(4,), grid=(1, 8), first=(zero,), end=(one,), busy=busy)
+    found = route_boxes(split_boxes(kept), split_boxes(needed))
+    assert found.east.tolist() == [[1, 0, 0, 0, 0, 0, 0]]
+    assert found.west.tolist() == [[0, 0, 0, 1, 0, 0, 0]]
+
+
 def test_loads_are_never_too_small_where_kept_boxes_overlap():
     for seed in range(30):
         rng = np.random.default_rng(seed)

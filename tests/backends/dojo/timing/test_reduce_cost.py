@@ -43,6 +43,8 @@ def test_a_reduce_takes_what_the_best_closed_form_says(latency, packets):
     expected = closed_forms.choose_reduce(clocks, packets * 64).clocks
     found = reduce_along(seconds, packets * 64).seconds * CLOCK
     assert found <= expected * 1.01
+    if latency == [1]:
+        assert found == pytest.approx(expected)
     if latency in (UNIFORM, [1] * 84, [1]):
         assert found >= expected * 0.9  # groups that do not divide the line are tried here, too
 

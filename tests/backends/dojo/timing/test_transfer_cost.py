@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backends.dojo.timing.flows_on_grid import GridRoutes
-from tests.backends.dojo.timing.small_boxes import boxes_of, draw_parts, trees_of
+from tests.backends.dojo.timing.small_boxes import boxes_of, count_traffic, draw_parts, trees_of
 
 CLOCK = 2e9
 LINK = 64 * CLOCK  # bytes a second
@@ -154,6 +154,16 @@ def test_gathered_elements_are_sent_one_by_one():
     assert picked.moved_bytes == copied.moved_bytes / 2
     # over the middle, 32 elements cross for each of 4 nodes, not once for all of them
     assert picked.num_bytes["die edge"] == 4 * copied.num_bytes["die edge"] / 2
+
+
+def test_heat_maps_show_what_counting_gives():
+    fabric = small_fabric()
+    for seed in range(10):
+        transfer = draw_load(np.random.default_rng(seed), fabric.grid)
+        counted = count_traffic(transfer.source.boxes, transfer.boxes)
+        loads = link_loads(fabric, transfer, 4)
+        for way in ("east", "west", "south", "north"):
+            assert getattr(loads, way).tolist() == (4 * getattr(counted, way)).tolist()
 
 
 def test_loads_are_conserved():
