@@ -28,7 +28,6 @@ def describe_batch_norm(call: OpCall) -> Expansion:
     data, weight, bias = given["input"], given["weight"], given["bias"]
     norm = _batch_norm(call, data)
     out, *others = call.outputs
-    assert out is not None
     values = []
     if not given["training"]:
         assert not any(each is not None and each.num_elements for each in others), call.name
@@ -44,9 +43,10 @@ def describe_batch_norm(call: OpCall) -> Expansion:
         ]
         kernels += _renew_running(norm, given, (mean, variance), others[2:])
         values = [mean, variance]
-    kernels.append(
-        make_result(norm, data=data, mean=mean, rstd=rstd, weight=weight, bias=bias, out=out)
-    )
+    if out is not None:  # what checkpointing computes again may be the statistics only
+        kernels.append(
+            make_result(norm, data=data, mean=mean, rstd=rstd, weight=weight, bias=bias, out=out)
+        )
     return expand(call, kernels, *values, rstd)
 
 

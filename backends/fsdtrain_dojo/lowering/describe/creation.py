@@ -1,4 +1,4 @@
-"""Ops that make values of nothing: constants, ramps, random numbers. They read no tensor."""
+"""Ops that make values of nothing, or nearly: constants, ramps, grids, random numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from fsdtrain_dojo.lowering.describe.building import (
     values_of,
 )
 from fsdtrain_dojo.lowering.describe.pointwise import is_random, loops_of, torch_dtype
-from fsdtrain_dojo.lowering.kernel import Block, Compute, Unit, Value
+from fsdtrain_dojo.lowering.kernel import Access, Block, Compute, Unit, Value, along, whole
 from fsdtrain_dojo.lowering.op_call import Describe, Expansion, OpCall
 
 
@@ -59,6 +59,32 @@ def describe_unknown(call: OpCall) -> Expansion:
         call, result, lambda tensors, block: [torch.zeros(_sizes(block), dtype=dtype)],
         is_unknown=True,
     )  # fmt: skip
+
+
+def describe_affine_grid(call: OpCall) -> Expansion:
+    """affine_grid_generator: coordinates of a regular grid, moved by a matrix for each image."""
+    matrix, size, aligns = call.args
+    (result,) = call.outputs
+    assert isinstance(matrix, Value)
+    assert result is not None
+    rank = len(result.shape)
+    *_, num_given = matrix.shape
+
+    def compute(tensors: Sequence[Tensor], block: Block) -> list[Tensor]:
+        made = call.function(tensors[0], [len(tensors[0]), *size[1:]], aligns)
+        inner = tuple(slice(*side) for side in block.boxes[1][1:])
+        return [made[(slice(None), *inner)].clone()]
+
+    kernel = make_kernel(
+        call,
+        unit=Unit.VECTOR,
+        loops=loops_of(result.shape[:-1]),
+        reads=(Access(matrix.name, (along(0), *map(whole, matrix.shape[1:]))),),
+        writes=(Access(result.name, (*map(along, range(rank - 1)), whole(result.shape[-1]))),),
+        flops=2 * (num_given - 1) * result.num_elements,
+        compute=compute,
+    )
+    return Expansion(kernels=(kernel,))
 
 
 def _from_scalar(call: OpCall, result: Value, number: Value) -> Expansion:
@@ -107,6 +133,7 @@ RULES: dict[str, Describe] = {
         ),
         describe_constant,
     ),
+    "aten.affine_grid_generator": describe_affine_grid,
     **dict.fromkeys(("aten.arange", "aten.linspace", "aten.logspace", "aten.eye"), describe_ramp),
     **dict.fromkeys(
         (

@@ -58,3 +58,11 @@ def test_what_nobody_can_compute_again(arguments: tuple[Any, ...]) -> None:
     (kernel,) = check_kernels(RULES[call.op], call, tensors, num_divisions=1)
     assert kernel.is_random
     assert not kernel.reads
+
+
+@pytest.mark.parametrize("size", [[3, 1, 4, 5], [3, 1, 2, 4, 5]])
+def test_grids_of_coordinates(size: list[int]) -> None:
+    matrix = torch.randn(3, len(size) - 2, len(size) - 1)
+    for aligns in (True, False):
+        call, tensors = make_call(aten.affine_grid_generator.default, matrix, size, aligns)
+        check_kernels(RULES[call.op], call, tensors)

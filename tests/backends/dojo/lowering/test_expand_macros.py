@@ -21,7 +21,7 @@ from fsdtrain.engine.step import TrainingStep
 from fsdtrain.models.hydra_bev import HydraBev
 from tests.backends.dojo.lowering.pieces import check_kernels, make_call, run_pieces
 from tests.backends.dojo.model_cases import CASES, build_model, each_case, make_inputs
-from tests.backends.dojo.running import CFP8, relative_error
+from tests.backends.dojo.running import CFP8
 from tests.backends.dojo.test_ops_captured import GROUPS, Expressions
 
 
@@ -31,25 +31,27 @@ def forget_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def run_kernels(graph: KernelGraph, recorded: RecordedStep) -> tuple[dict[str, Tensor], ...]:
-    """(values by kernels, values by ops); random ones are those of the ops."""
+def assert_same_values(graph: KernelGraph, recorded: RecordedStep) -> None:
+    """Every kernel, undivided, gives what the ops give for the values that the ops have made."""
+    assert not list(find_graph_problems(graph))
     direct = run_directly(recorded)
     found = dict(recorded.tensors)
     shapes = {name: value.shape for name, value in graph.values.items()}
     for kernel in graph.kernels:
-        if kernel.is_random:
-            found |= {access.value: direct[access.value] for access in kernel.writes}
-        else:
+        written = [access.value for access in kernel.writes]
+        if not kernel.is_random:
             ranges = [[(0, loop.size)] for loop in kernel.loops]
-            found |= run_pieces(kernel, ranges, found, shapes)
-    return found, direct
-
-
-def assert_same_step(graph: KernelGraph, recorded: RecordedStep, *, tolerance: float) -> None:
-    assert not list(find_graph_problems(graph))
-    found, direct = run_kernels(graph, recorded)
-    for name in (*recorded.outputs, *recorded.gradients.values(), *recorded.renews):
-        assert relative_error(found[name], direct[name]) <= tolerance, name
+            results = run_pieces(kernel, ranges, found, shapes)
+            for name in written:
+                wanted = direct.get(name, results[name])  # not what only these kernels know
+                # Memory that nobody has set may hold anything.
+                is_near = torch.isclose(
+                    results[name].double(), wanted.double(), 1e-4, 1e-6, equal_nan=True
+                )
+                assert is_near.all(), name
+            found |= results
+        found |= {name: direct[name] for name in written if name in direct}
+    assert {*recorded.outputs, *recorded.gradients.values(), *recorded.renews} <= set(found)
 
 
 def loss_of(module: nn.Module, inputs: Any) -> Tensor:
@@ -63,7 +65,7 @@ def test_models_become_kernels(name: str) -> None:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     recorded = record_step(module, make_inputs(), optimizer, recipe=read_recipe(CFP8), run=loss_of)
     graph = expand_macros(recorded)
-    assert_same_step(graph, recorded, tolerance=1e-4)
+    assert_same_values(graph, recorded)
     assert not {call.op for call in recorded.calls if find_describe(call) is describe_whole}
 
 
@@ -72,7 +74,7 @@ def test_models_become_kernels(name: str) -> None:
 def test_checkpointed_models_become_kernels(name: str) -> None:
     module = build_model(CASES[name], is_checkpointed=True)
     recorded = record_step(module, make_inputs(), recipe=read_recipe({}), run=loss_of)
-    assert_same_step(expand_macros(recorded), recorded, tolerance=1e-4)
+    assert_same_values(expand_macros(recorded), recorded)
 
 
 def test_hydra_bev_becomes_kernels(
@@ -82,7 +84,7 @@ def test_hydra_bev_becomes_kernels(
     optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3)
     recorded = record_step(step, batch, optimizer, recipe=read_recipe(CFP8))
     graph = expand_macros(recorded)
-    assert_same_step(graph, recorded, tolerance=1e-4)
+    assert_same_values(graph, recorded)
     assert not {call.op for call in recorded.calls if find_describe(call) is describe_whole}
     with FlopCounterMode(display=False) as counter:
         step(batch).loss.backward()
