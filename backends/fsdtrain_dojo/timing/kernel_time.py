@@ -19,7 +19,7 @@ from fsdtrain_dojo.timing.kernel_work import Work, describe_work, keeps_sums, no
 from fsdtrain_dojo.timing.node_rates import NodeTime
 from fsdtrain_dojo.timing.overlap import Overlap, overlap
 from fsdtrain_dojo.timing.roofline import least_seconds, matrix_share
-from fsdtrain_dojo.timing.step_loads import plan_steps
+from fsdtrain_dojo.timing.step_loads import DOUBLE, plan_steps
 
 BUSY_SHARE = 0.5  # of the time: what is busy for less does not bind
 IMBALANCED = 2.0  # work of the busiest node over that of the mean node
@@ -56,6 +56,7 @@ def time_kernel(
         local_writes=[each.value in local for each in work.writes],
         is_partial=is_partial(work, mapping),
         keeps_sums=keeps_sums(node, work, sizes, mapping.steps),
+        buffers=step.buffers if step.mapping.num_steps > 1 else DOUBLE,
     )
     units = nodes_time(node, work, sizes, mapping.steps)
     found = overlap(plan, units.seconds, load_costs, store_costs, cache_bytes(fabric))

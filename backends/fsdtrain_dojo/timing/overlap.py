@@ -68,7 +68,12 @@ def overlap(
         for level in levels
     )
     rounds = max((visits.loads[0] for visits in plan.reads), default=0)
-    if rounds > 1:
+    seconds = 0.0
+    if plan.buffers == 1 and steps > 1:
+        # One thing after another, and each piece waited for.
+        stores_s, sent = _duration(all_stores), max(plan.write_pieces, default=0)
+        seconds = rounds * into + load_s + compute_s + stores_s + sent * out
+    elif rounds > 1:
         # Each buffer is filled, waited for, used; the two take turns, one load apart.
         computed = max(computed, (compute_s + load_s + rounds * into) / 2 + first_s - into)
     stored = max(computed + last_s, first_s + step_s + _duration(all_stores))
@@ -77,7 +82,7 @@ def overlap(
     rest_s = max(into + step_s - min(steps - 1, DOUBLE) * last_s, 0.0)
     moved = _duration([*all_loads, *all_stores]) + rest_s
     return Overlap(
-        seconds=max(into + stored, moved) + out,
+        seconds=max(seconds, max(into + stored, moved) + out),
         fill_s=into + first_s + last_s + out,
         busy_s=_busy([*all_loads, *all_stores]),
         times=tuple((outside, inside) for _, outside, inside in all_loads),

@@ -44,12 +44,14 @@ class StepPlan:
         reads: in the order of `Work.reads`.
         write_pieces: of each result, in the order of `Work.writes`.
         num_bytes: of buffers and sums.
+        buffers: of each operand: with one, steps do not overlap with their transfers.
     """
 
     counts: tuple[int, ...]
     reads: tuple[Visits, ...]
     write_pieces: tuple[int, ...]
     num_bytes: int
+    buffers: int = DOUBLE
 
     @property
     def num_steps(self) -> int:
@@ -66,6 +68,7 @@ def plan_steps(
     local_writes: Sequence[bool],
     is_partial: bool,
     keeps_sums: bool,
+    buffers: int = DOUBLE,
 ) -> StepPlan:
     """What a node loads, and the buffers for it.
 
@@ -78,6 +81,7 @@ def plan_steps(
         local_writes: which results are written in their place.
         is_partial: whether results are sums of a part of the depth, which other nodes finish.
         keeps_sums: whether the unit keeps sums between steps over the depth.
+        buffers: of every operand that is loaded in pieces: 2, or 1 where there is no more room.
     """
     loops = [loop for loop, count in steps.items() if count > 1]
     counts = tuple(steps[loop] for loop in loops)
@@ -90,7 +94,7 @@ def plan_steps(
         if local_reads[number]:
             continue
         piece = operand.num_bytes(block)
-        buffer = piece * (DOUBLE if visits.pieces > 1 else 1)
+        buffer = piece * (buffers if visits.pieces > 1 else 1)
         num_bytes += buffer
         again = visits.loads[0] - visits.pieces
         if again:
@@ -103,8 +107,7 @@ def plan_steps(
         num_bytes += _write_bytes(
             operand,
             block,
-            pieces=count,
-            is_local=local_writes[number],
+            buffers=0 if local_writes[number] else buffers if count > 1 else 1,
             is_partial=is_partial,
             sums=is_deep and not keeps_sums,
         )
@@ -117,15 +120,15 @@ def plan_steps(
         reads=tuple(found),
         write_pieces=tuple(pieces),
         num_bytes=-int(-num_bytes // 1),
+        buffers=buffers,
     )
 
 
 def _write_bytes(
-    operand: Operand, block: Sizes, *, pieces: int, is_local: bool, is_partial: bool, sums: bool
+    operand: Operand, block: Sizes, *, buffers: int, is_partial: bool, sums: bool
 ) -> float:
     num_elements = operand.num_bytes(block) / operand.element_bytes
     width = SUM_BYTES if is_partial else operand.element_bytes
-    buffers = 0 if is_local else DOUBLE if pieces > 1 else 1
     found = num_elements * width * buffers
     # Sums need a place of their own where the result's is narrower, or is another node's.
     if sums and width < SUM_BYTES:

@@ -23,7 +23,7 @@ from fsdtrain_dojo.timing.kernel_time import cache_bytes, is_partial
 from fsdtrain_dojo.timing.kernel_work import Work, describe_work, keeps_sums, nodes_time
 from fsdtrain_dojo.timing.node_rates import NodeTime
 from fsdtrain_dojo.timing.overlap import overlap
-from fsdtrain_dojo.timing.step_loads import StepPlan, plan_steps
+from fsdtrain_dojo.timing.step_loads import DOUBLE, StepPlan, plan_steps
 
 MAX_ROUNDS = 64  # of climbing
 GOOD_ENOUGH = 1.02  # times the least that any division could take: the search ends
@@ -56,6 +56,7 @@ class _Search:
     local_reads: Sequence[bool]
     local_writes: Sequence[bool]
     is_partial: bool
+    buffers: int = DOUBLE
 
     def plan(self, steps: Steps) -> StepPlan:
         return plan_steps(
@@ -67,6 +68,7 @@ class _Search:
             local_writes=self.local_writes,
             is_partial=self.is_partial,
             keeps_sums=keeps_sums(self.fabric.machine.node, self.work, self.sizes, steps),
+            buffers=self.buffers,
         )
 
     def units(self, steps: Steps) -> NodeTime:
@@ -127,6 +129,9 @@ def choose_steps(
         is_partial=is_partial(work, mapping),
     )
     (excess, _), steps = _climb(search)
+    if excess:  # rather than not at all, without overlap
+        search = replace(search, buffers=1)
+        (excess, _), steps = _climb(search)
     plan = search.plan(steps)
     if excess:
         return (
@@ -135,7 +140,7 @@ def choose_steps(
         )
     return Tiling(
         mapping=replace(mapping, steps=steps),
-        buffers=2 if plan.num_steps > 1 else 1,
+        buffers=plan.buffers if plan.num_steps > 1 else 1,
         working_bytes=plan.num_bytes,
     )
 
