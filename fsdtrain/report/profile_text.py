@@ -16,7 +16,7 @@ from fsdtrain.step_profile import PHASES, OpProfile, StepProfile
 
 UNKNOWN_BOUND = "not known"
 MAX_EXPLAINED = 20
-WIDE_COLUMNS = 110
+WIDE_COLUMNS = 110  # of a terminal
 FOLDED_WIDTHS = {
     "op": 12,
     "layer": 12,
