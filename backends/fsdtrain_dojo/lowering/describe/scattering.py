@@ -143,11 +143,9 @@ def describe_index_put(call: OpCall) -> Expansion:
         start = tensors[0]
         if any(first > 0 for first, _ in ranges[rank:]):  # the base is added once
             start = torch.zeros_like(start)
-        # The values, with the dimensions of the places in front, and those as one.
         lengths = [ranges[value_loops[i]][1] - ranges[value_loops[i]][0] for i in range(num_loops)]
         places = range(place, place + len(common))
-        values = tensors[1].expand(lengths).movedim(list(places), list(range(len(common))))
-        values = values.reshape(-1, *values.shape[len(common) :])
+        values = _places_first(tensors[1].expand(lengths), places)
         points = []
         for point, dim in zip(tensors[2:], pointed, strict=True):
             flat = point.expand([lengths[i] for i in places]).flatten()
@@ -172,6 +170,12 @@ def describe_index_put(call: OpCall) -> Expansion:
         compute=compute,
     )
     return Expansion(kernels=(kernel,))
+
+
+def _places_first(values: Tensor, places: Sequence[int]) -> Tensor:
+    """With the dimensions of the places in front, and those as one."""
+    moved = values.movedim(list(places), list(range(len(places))))
+    return moved.reshape(-1, *moved.shape[len(places) :])
 
 
 def _put(
