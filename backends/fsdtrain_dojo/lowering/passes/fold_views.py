@@ -7,7 +7,8 @@ A kernel that reads a view reads the view's source instead, with the composition
 and makes the view of its own local box before it computes. Where data has to move after all,
 because the view's divisions do not fit the source's layout, the load of that kernel pays for it.
 A view that cannot be composed (its own result is not affine), joins several values, or is wanted
-when the step has ended, stays.
+when the step has ended, stays. So does one whose reader comes after the source has been renewed,
+and one whose reader runs over a loop only through it: a sum over what the view repeats.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from fsdtrain_dojo.lowering.kernel import (
     Compute,
     Kernel,
     KernelGraph,
+    Range,
     Span,
     Unit,
     Value,
@@ -34,10 +36,12 @@ def fold_views(graph: KernelGraph) -> KernelGraph:
     """
     views: dict[str, Kernel] = {}
     kernels: list[Kernel] = []
+    gone: set[str] = set()  # old values whose memory a new one has
     for kernel in graph.kernels:
-        folded = _fold(kernel, views, graph)
+        folded = _fold(kernel, views, gone, graph)
         if _is_view(folded, graph):
             views[folded.writes[0].value] = folded
+        gone |= {graph.renews.get(access.value, "") for access in kernel.writes}
         kernels.append(folded)
     read = {access.value for kernel in kernels for access in kernel.reads}
     kept = []
@@ -77,7 +81,7 @@ def _loops_of_dims(kernel: Kernel, result: Value) -> tuple[tuple[int, ...], ...]
     for span, size in zip(kernel.writes[0].spans, result.shape, strict=True):
         if span.terms:
             ((loop, scale),) = span.terms if len(span.terms) == 1 else ((-1, 0),)
-            if (scale, span.divide, span.low, span.high) != (1, 1, 0, 0):
+            if (scale, span.divide, span.low, span.high, span.modulo) != (1, 1, 0, 0, None):
                 return None
             if kernel.loops[loop].size != size:
                 return None
@@ -92,24 +96,40 @@ def _loops_of_dims(kernel: Kernel, result: Value) -> tuple[tuple[int, ...], ...]
     return tuple(found)
 
 
-def _fold(kernel: Kernel, views: dict[str, Kernel], graph: KernelGraph) -> Kernel:
+def _fold(kernel: Kernel, views: dict[str, Kernel], gone: set[str], graph: KernelGraph) -> Kernel:
     """The kernel with every read of a view replaced by one of the view's source."""
     reads = list(kernel.reads)
     folded: dict[int, tuple[Kernel, Value]] = {}
     for number, read in enumerate(reads):
         view = views.get(read.value)
-        if view is None or kernel.is_random:
+        if view is None or kernel.is_random or view.reads[0].value in gone:
             continue
         spans = _compose(read, view, graph)
         if spans is None:
             continue
-        source = view.reads[0]
-        reads[number] = replace(read, value=source.value, spans=spans)
+        through = replace(read, value=view.reads[0].value, spans=spans)
+        if not _keeps_loops(kernel, reads, number, through):
+            continue
+        reads[number] = through
         folded[number] = (view, graph.values[read.value])
     if not folded:
         return kernel
-    compute = _compute_through(kernel, tuple(reads), folded)
+    compute = _compute_through(kernel, folded, graph)
     return replace(kernel, reads=tuple(reads), compute=compute)
+
+
+def _keeps_loops(kernel: Kernel, reads: Sequence[Access], number: int, through: Access) -> bool:
+    """Whether every loop is still used: of a matrix product, one that A alone has by A."""
+    others = [*reads[:number], *reads[number + 1 :]]
+    if kernel.unit is not Unit.MATRIX:
+        others += kernel.writes
+    lost = _loops_of(reads[number]) - _loops_of(through)
+    kept = {loop for access in others for loop in _loops_of(access)}
+    return all(loop in kept or kernel.loops[loop].size == 1 for loop in lost)
+
+
+def _loops_of(access: Access) -> set[int]:
+    return {loop for span in access.spans for loop, _ in span.terms}
 
 
 def _compose(read: Access, view: Kernel, graph: KernelGraph) -> tuple[Span, ...] | None:
@@ -133,7 +153,7 @@ def _compose(read: Access, view: Kernel, graph: KernelGraph) -> tuple[Span, ...]
 
 def _substitute(outer: Span, inner: Sequence[tuple[Span, int]]) -> Span | None:
     """`outer` with its terms' loops given as spans: floor((sum scale x span + low) / divide)."""
-    if all(span.divide == 1 for span, _ in inner):
+    if all(span.divide == 1 and span.modulo is None for span, _ in inner):
         terms: dict[int, int] = {}
         low, high = outer.low, outer.high
         for span, scale in inner:
@@ -141,21 +161,26 @@ def _substitute(outer: Span, inner: Sequence[tuple[Span, int]]) -> Span | None:
                 terms[loop] = terms.get(loop, 0) + scale * factor
             low += scale * span.low
             high += scale * span.high
-        return Span(tuple(sorted(terms.items())), outer.divide, low, high)
-    if len(inner) == 1 and inner[0][1] == 1:
-        # floor((floor(a / d) + low) / e) = floor((a + low d) / (d e)), for positive d and e.
-        span = inner[0][0]
-        return Span(
-            span.terms,
-            span.divide * outer.divide,
-            span.low + outer.low * span.divide,
-            span.high + outer.high * span.divide,
-        )
-    return None
+        return replace(outer, terms=tuple(sorted(terms.items())), low=low, high=high)
+    if len(inner) != 1 or inner[0][1] != 1:
+        return None
+    span = inner[0][0]
+    if (outer.divide, outer.low, outer.high, outer.modulo) == (1, 0, 0, None):
+        return span
+    if span.modulo is not None:
+        return None
+    # floor((floor(a / d) + low) / e) = floor((a + low d) / (d e)), for positive d and e.
+    return Span(
+        span.terms,
+        span.divide * outer.divide,
+        span.low + outer.low * span.divide,
+        span.high + outer.high * span.divide,
+        outer.modulo,
+    )
 
 
 def _compute_through(
-    kernel: Kernel, reads: tuple[Access, ...], folded: dict[int, tuple[Kernel, Value]]
+    kernel: Kernel, folded: dict[int, tuple[Kernel, Value]], graph: KernelGraph
 ) -> Compute:
     """`kernel.compute` on local boxes of the views' sources."""
     original, inner = kernel.reads, kernel.compute
@@ -165,13 +190,23 @@ def _compute_through(
         for number, (view, value) in folded.items():
             box = kernel.touched(original[number], block.ranges, value.shape)
             ranges = _view_ranges(view, value, box)
-            made = Block(ranges=ranges, boxes=(block.boxes[number], box))
-            # The local box may be larger than what the view needs of its source, never smaller.
-            local[number] = view.compute([local[number]], made)[0]
+            source = view.reads[0]
+            needed = view.touched(source, ranges, graph.value_shape(source.value))
+            tensor = _cut(local[number], block.boxes[number], needed)
+            local[number] = view.compute([tensor], Block(ranges=ranges, boxes=(needed, box)))[0]
             boxes[number] = box
         return inner(local, Block(ranges=block.ranges, boxes=tuple(boxes)))
 
     return compute
+
+
+def _cut(tensor: Tensor, box: Sequence[Range], needed: Sequence[Range]) -> Tensor:
+    """What is needed of a local box: the spans of both together touch that, or more."""
+    if any(first >= end for first, end in needed):
+        return tensor.new_empty([end - first for first, end in needed])
+    pairs = list(zip(box, needed, strict=True))
+    assert all(have <= want and stop <= end for (have, end), (want, stop) in pairs), (box, needed)
+    return tensor[tuple(slice(want - have, stop - have) for (have, _), (want, stop) in pairs)]
 
 
 def _view_ranges(
