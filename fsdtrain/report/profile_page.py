@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsdtrain.engine.profile_record import ProfileRecord, read_profile
+from fsdtrain.engine.profile_record import read_profile
 from fsdtrain.engine.run_record import Manifest, read_manifest
 from fsdtrain.report.amounts import in_seconds, percent, plain_number, with_prefix
 from fsdtrain.report.heat_map import HeatMapView, make_heat_map
 from fsdtrain.report.memory_plot import MemoryPlot, make_memory_plot
+from fsdtrain.report.profile_cards import Card, make_cards, make_meters
 from fsdtrain.report.profile_text import (
     UNKNOWN_BOUND,
     op_columns,
@@ -33,16 +34,6 @@ TONES = {
     "latency": "t6", "imbalance": "t7", UNKNOWN_BOUND: "t8",
 }  # fmt: skip
 OTHER_TONES = ("t0", "t1", "t4", "t3", "t2", "t5", "t7", "t6")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One figure of the whole step."""
-
-    label: str
-    value: str
-    note: str
-    percent: float | None = None  # of a bar; None: there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +131,10 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
         manifest=manifest,
         profile=profile,
         num_clips=record.num_clips,
-        cards=tuple(_cards(record)),
+        cards=tuple(make_cards(record)),
         phase_bars=_phase_bars(time_by_bound(profile), tones),
         bounds=bounds if set(totals) != {UNKNOWN_BOUND} else (),
-        busy=_busy(profile),
+        busy=make_meters(profile),
         roofline=make_roofline(profile),
         memory=make_memory_plot(profile),
         heat_maps=tuple(view for each in profile.heat_maps if (view := make_heat_map(each))),
@@ -168,64 +159,6 @@ def choose_tones(bounds: Sequence[str] | dict[str, float]) -> dict[str, str]:
     free = [tone for tone in OTHER_TONES if tone not in known.values()] or list(OTHER_TONES)
     others = [bound for bound in bounds if bound not in TONES]
     return known | {bound: free[number % len(free)] for number, bound in enumerate(others)}
-
-
-def _cards(record: ProfileRecord) -> list[Card]:
-    profile = record.profile
-    step_s = profile.step_time_s
-    clips_per_s = f"{plain_number(record.num_clips / step_s)} clips a second" if step_s else ""
-    cards = [
-        Card(
-            label="Step time",
-            value=in_seconds(step_s),
-            note=f"{record.num_clips} clips; {clips_per_s}",
-        )
-    ]
-    if profile.flops and step_s:
-        rate = with_prefix(profile.flops / step_s, "FLOP/s")
-        note = f"{with_prefix(profile.flops, 'FLOP')} at {rate}"
-        if profile.utilisation is None or not profile.peak_flops_per_s:
-            cards.append(Card(label="Work", value=with_prefix(profile.flops, "FLOP"), note=note))
-        else:
-            peak = with_prefix(profile.peak_flops_per_s, "FLOP/s")
-            cards.append(
-                Card(
-                    label="Of the peak rate",
-                    value=percent(profile.utilisation),
-                    note=f"{note}, of {peak}",
-                    percent=100 * profile.utilisation,
-                )
-            )
-    if profile.roofline_s is not None and step_s:
-        share = profile.roofline_s / step_s
-        note = f"its work and traffic allow {in_seconds(profile.roofline_s)}"
-        cards.append(
-            Card(label="Of the roofline", value=percent(share), note=note, percent=100 * share)
-        )
-    for use in profile.memory:
-        full = use.peak_bytes / use.capacity_bytes if use.capacity_bytes else None
-        capacity = f"of {with_prefix(use.capacity_bytes, 'B')}" if use.capacity_bytes else ""
-        cards.append(
-            Card(
-                label=f"{use.name}, at most",
-                value=with_prefix(use.peak_bytes, "B"),
-                note="" if full is None else f"{percent(full)} {capacity}",
-                percent=None if full is None else min(100 * full, 100.0),
-            )
-        )
-    if profile.energy_j is not None and step_s:
-        watts = profile.energy_j / step_s
-        limit = profile.power_limit_watts
-        cards.append(
-            Card(
-                label="Energy of a step",
-                value=with_prefix(profile.energy_j, "J"),
-                note=f"{with_prefix(watts, 'W')} on average"
-                + (f", of {with_prefix(limit, 'W')}" if limit else ""),
-                percent=min(100 * watts / limit, 100.0) if limit else None,
-            )
-        )
-    return cards
 
 
 def _phase_bars(
@@ -261,20 +194,6 @@ def _legend(totals: dict[str, float], tones: dict[str, str]) -> tuple[LegendPart
             share=percent(seconds / total_s),
         )
         for bound, seconds in totals.items()
-    )
-
-
-def _busy(profile: StepProfile) -> tuple[Card, ...]:
-    ranked = sorted(profile.busy_s.items(), key=lambda item: -item[1])
-    return tuple(
-        Card(
-            label=name,
-            value=percent(seconds / profile.step_time_s),
-            note=in_seconds(seconds),
-            percent=min(100 * seconds / profile.step_time_s, 100.0),
-        )
-        for name, seconds in ranked
-        if profile.step_time_s
     )
 
 
