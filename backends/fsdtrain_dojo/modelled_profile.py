@@ -21,6 +21,7 @@ from fsdtrain.step_profile import (
 from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph, Unit
 from fsdtrain_dojo.lowering.mapping import Axis, Storage, axis_ranges
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram
+from fsdtrain_dojo.machine.node import PortKind
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.machine.totals import totals
 from fsdtrain_dojo.modelling import ModelledStep
@@ -72,12 +73,25 @@ def make_profile(
             flops_per_s={
                 name: rate / num_copies for name, rate in of_all.matmul_flops_per_s.items()
             },
-            bytes_per_s={"HBM": of_all.memory_bytes_per_s / num_copies},
+            bytes_per_s=_bandwidths(modelled),
         ),
         assumptions=tuple(assumptions),
         scale=scale,
         notes=(*notes, *_spill_notes(program)),
     )
+
+
+def _bandwidths(modelled: ModelledStep) -> dict[str, float]:
+    """Of all nodes' memories, of all links into the nodes and of the memory outside."""
+    fabric, node = modelled.costs.fabric, modelled.machine.node
+    ports = node.memory.bytes_per_cycle(PortKind.LOAD, PortKind.STORE) * node.clock_hz
+    found = {
+        "SRAM": fabric.num_nodes * ports,
+        "node link": fabric.num_nodes * fabric.receive_bytes_per_s,
+    }
+    if fabric.memory is not None:
+        found["HBM"] = fabric.memory.peak_bytes_per_s
+    return found
 
 
 def _all_kernels(graph: KernelGraph) -> Iterator[Kernel]:
@@ -114,6 +128,7 @@ def _ops(program: TileProgram, time: ProgramTime) -> Iterator[OpProfile]:
             else _widest(step, program),
             num_calls=1,
             time_s=timed.exposed_s,
+            alone_s=alone.seconds,
             flops=flops,
             num_bytes=round(alone.num_bytes.get("SRAM", 0.0)),
             bound_by=alone.bound.value,
@@ -197,10 +212,15 @@ def _heat_maps(modelled: ModelledStep) -> Iterator[HeatMap]:
     for step, timed in zip(modelled.program.steps, modelled.time.steps, strict=True):
         busy = max((timed.alone.busy_s.get(each, 0.0) for each in _UNITS), default=0.0)
         computing += busy * _work_share(step, fabric.grid)
+    # Borders of the groups that nodes form: dies.
+    group = None
+    if len(modelled.machine.levels) > 1 and fabric.along_rows is not None:
+        group = (modelled.machine.levels[0].rows, modelled.machine.levels[0].columns)
     yield HeatMap(
-        title="compute",
-        unit="busy share of the step",
+        title="compute: busy share of the step",
+        unit="share",
         rows=_on_mesh(computing / seconds, fabric.node_row, fabric.node_column),
+        group=group,
     )
     if fabric.along_rows is None or fabric.along_columns is None:
         return
@@ -217,15 +237,16 @@ def _heat_maps(modelled: ModelledStep) -> Iterator[HeatMap]:
                 places[axis] = slice(end, end + share.shape[axis])
                 used[tuple(places)] = np.maximum(used[tuple(places)], share)
     yield HeatMap(
-        title="links",
-        unit="busy share of the step, of the busiest link of a node",
+        title="links: busy share of the step, busiest link of each node",
+        unit="share",
         rows=_on_mesh(used, fabric.node_row, fabric.node_column),
+        group=group,
     )
     if fabric.memory is not None and len(loads.by_interface):
         rate = fabric.memory.bytes_per_s / fabric.memory.num_interfaces
         yield HeatMap(
-            title="HBM",
-            unit="busy share of the step, by interface",
+            title="HBM: busy share of the step, by interface",
+            unit="share",
             rows=(tuple(float(each) for each in loads.by_interface / rate / seconds),),
         )
 

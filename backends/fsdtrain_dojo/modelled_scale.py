@@ -45,7 +45,10 @@ def model_scale(
     )
     rows = [*reversed(plan.placed), *([plan.strong] if plan.strong else [])]
     profile = ScaleProfile(
-        rows=tuple(_row(each, machine) for each in rows), note=" ".join(plan.sentences)
+        rows=tuple(_row(each, machine) for each in rows),
+        note=" ".join(
+            (*plan.sentences, *(f"Not on {each.home}: {each.why}." for each in plan.refused))
+        ),
     )
     whole = machine.levels[-1]
     shown = next(
@@ -68,7 +71,7 @@ def _row(placed: PlacedTime, machine: Machine) -> ScaleRow:
         placement=f"{place.num_replicas} x {home}, batch {placed.replica.batch_size} each",
         num_samples=place.num_replicas * placed.replica.batch_size,
         step_time_s=placed.step_s,
-        all_reduce_s=summing.mesh_s + summing.network_s,
+        all_reduce_s=summing.alone_s,
         exposed_s=summing.exposed_s,
         efficiency=placed.efficiency,
         energy_j=placed.joules,

@@ -13,8 +13,9 @@ from itertools import product
 from fsdtrain_dojo.lowering.kernel import Access, Kernel
 from fsdtrain_dojo.lowering.mapping import Grid, Mapping, Part
 
-# Of one axis, those with the smallest largest share; more are hardly ever better.
+# Of one axis of two, those with the smallest largest share; of an only axis, all that are of use.
 MAX_AXIS_DIVISIONS = 10
+MAX_ONLY_AXIS_DIVISIONS = 64
 _FIRST_COUNTS = (2, 4, 8, 16, 32, 64)  # of the outer of two loops on one axis
 
 
@@ -61,14 +62,17 @@ def divisions(kernel: Kernel, grid: Grid, grains: Sequence[int]) -> Iterator[Map
         grid: rows and columns.
         grains: of every loop: what a share should be a multiple of.
     """
-    rows = _axis_divisions(kernel, grid[0], grains)
-    columns = rows if grid[0] == grid[1] else _axis_divisions(kernel, grid[1], grains)
+    most = MAX_AXIS_DIVISIONS if min(grid) > 1 else MAX_ONLY_AXIS_DIVISIONS
+    rows = _axis_divisions(kernel, grid[0], grains, most)
+    columns = rows if grid[0] == grid[1] else _axis_divisions(kernel, grid[1], grains, most)
     for over_rows, over_columns in product(rows, columns):
         if {part.loop for part in over_rows}.isdisjoint(part.loop for part in over_columns):
             yield Mapping(rows=over_rows, columns=over_columns)
 
 
-def _axis_divisions(kernel: Kernel, length: int, grains: Sequence[int]) -> list[tuple[Part, ...]]:
+def _axis_divisions(
+    kernel: Kernel, length: int, grains: Sequence[int], most: int
+) -> list[tuple[Part, ...]]:
     """Ways to divide loops over one axis: none, and the most even ones of one or two loops."""
     if length == 1:
         return [()]
@@ -96,7 +100,7 @@ def _axis_divisions(kernel: Kernel, length: int, grains: Sequence[int]) -> list[
         best_of.setdefault(frozenset(part.loop for part in parts), parts)
     best = list(best_of.values())
     rest = [parts for parts in ordered if parts not in best]
-    return [(), *(best + rest)[: max(MAX_AXIS_DIVISIONS, len(best_of))]]
+    return [(), *(best + rest)[: max(most, len(best_of))]]
 
 
 def _part(kernel: Kernel, loop: int, length: int, grains: Sequence[int]) -> Part:

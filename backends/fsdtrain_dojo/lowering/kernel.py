@@ -200,6 +200,7 @@ class Kernel:
     Args:
         name: unique; of the FX node, with a suffix where an op became several kernels.
         op: "aten.convolution".
+        call: the op call that it is a part of: "" stands for one of its own.
         phase: of the step.
         layer: module path; "" where not known.
         line: "file.py:12" of the user's code; "" where not known.
@@ -222,6 +223,7 @@ class Kernel:
 
     name: str
     op: str
+    call: str = ""
     phase: Phase
     layer: str = ""
     line: str = ""

@@ -59,6 +59,8 @@ class Step:
             epilogue; where a reduction is divided, for every write, hidden or not.
         working_bytes: of buffers and accumulators at the fullest node, beside what layouts hold.
         buffers: 2 where the loads of a step of time go on while the one before is computed.
+        is_continued: whether it goes on with the op of the step before without a start of its
+            own: nodes at a switch hold what several kernels of one op work on.
         why: the mappings that were weighed, best first, in words with their seconds.
     """
 
@@ -68,6 +70,7 @@ class Step:
     stores: tuple[Transfer, ...]
     working_bytes: int
     buffers: int = 1
+    is_continued: bool = False
     why: tuple[str, ...] = ()
 
 

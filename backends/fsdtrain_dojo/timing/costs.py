@@ -121,9 +121,16 @@ class Costs:
     def least_seconds(
         self, kernel: Kernel, values: Mapping[str, Value], sizes: Sequence[int]
     ) -> float:
-        """Of a node's share of this size, whatever its operands cost."""
+        """Of a node's share of this size, whatever its operands cost.
+
+        Where values do not stay in the nodes, all operands of the share come over the node's link.
+        """
         work = describe_work(kernel, values)
-        return nodes_time(self.machine.node, work, tuple(sizes), {}).seconds
+        found = nodes_time(self.machine.node, work, tuple(sizes), {}).seconds
+        if self.fabric.keeps_values:
+            return found
+        arriving = sum(each.num_bytes(sizes) for each in work.reads)
+        return max(found, arriving / self.fabric.receive_bytes_per_s)
 
     def grains(self, kernel: Kernel) -> tuple[int, ...]:
         """Of every loop: what a node's share should be a multiple of, for its matrix unit."""
@@ -188,13 +195,17 @@ class Costs:
         values: Mapping[str, Value],
     ) -> KernelTime:
         """Of a step by itself; costs of what does not hold it up may be `NOTHING`."""
-        return time_kernel(
+        found = time_kernel(
             self.fabric,
             step,
             load_costs,
             _by_result(step.kernel, step.mapping, store_costs),
             values,
         )
+        if not step.is_continued:
+            return found
+        start = self.machine.op_start_s
+        return replace(found, seconds=found.seconds - start, fill_s=found.fill_s - start)
 
     def does_not_fit(self, kernel: Kernel, reasons: Sequence[str]) -> BackendError:
         """The error for a kernel that no mapping makes small enough."""

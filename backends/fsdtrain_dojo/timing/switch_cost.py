@@ -1,8 +1,7 @@
 """Loads and stores of nodes at switches: out of the memory behind them, through their caches.
 
 Every node's bytes cross its link and every switch on the way out. A cache gives again what other
-nodes of its switch have asked for if it holds that much; what it cannot hold comes again for every
-node. Bytes, seconds, joules; MODELLED.
+nodes of its switch have just asked for. Bytes, seconds, joules; MODELLED.
 """
 
 import numpy as np
@@ -107,9 +106,9 @@ def _groups_used(fabric: Fabric, number: int, by_node: np.ndarray) -> int:
 
 
 def _missed(stage: SwitchStage, asked: float, unique: float) -> float:
-    """Bytes that a stage's caches ask for further out, each of them keeping what it can."""
-    once = min(asked, unique * stage.num_groups)
-    if unique <= stage.capacity_bytes:
-        return once
-    again = 1 - stage.capacity_bytes / unique
-    return once + (asked - once) * again
+    """Bytes that a stage's caches ask for further out: each of them everything once.
+
+    Nodes that need the same work on it at about the same time, so it does not have to stay. What
+    one node needs again later is counted by `overlap`, which knows how much lies in between.
+    """
+    return min(asked, unique * stage.num_groups)

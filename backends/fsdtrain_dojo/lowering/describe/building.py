@@ -57,6 +57,7 @@ def make_kernel(call: OpCall, *, suffix: str = "", **fields: Any) -> Kernel:
     return Kernel(
         name=call.name + suffix,
         op=call.op,
+        call=call.name,
         phase=call.phase,
         layer=call.layer,
         line=call.line,

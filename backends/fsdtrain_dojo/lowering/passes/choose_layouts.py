@@ -16,6 +16,7 @@ from typing import Any
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
 from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division, settled
+from fsdtrain_dojo.lowering.held import Held
 from fsdtrain_dojo.lowering.kernel import (
     Access,
     Kernel,
@@ -107,6 +108,7 @@ class _Walk:
         self.last_use = find_last_uses(graph)
         self.readers = _find_readers(graph)
         self.resident_bytes = 0  # at the fullest node, if no value lay where another does
+        self.held = Held(self.costs)
         self._chosen: dict[object, _Choice] = {}
         made = {access.value for kernel in graph.kernels for access in kernel.stored}
         made |= {name for kernel in graph.kernels for name in kernel.hidden}
@@ -141,9 +143,11 @@ class _Walk:
         """The kernel's step; notes where its results lie."""
         values = self.graph.values
         budget = self._budget()
+        self.held.begin(kernel)
         key = (
             _signature(kernel, values),
             tuple(self.places[access.value].key for access in kernel.loaded),
+            self.held.key(kernel),
             budget,
             kernel.phase is Phase.OPTIMIZER,
             tuple(self._old_key(access.value) for access in kernel.stored),
@@ -155,6 +159,7 @@ class _Walk:
         for access, finish in zip(settled(kernel, choice.mapping), choice.finish, strict=True):
             if access.value not in kernel.hidden:
                 self._put(values[access.value], finish.division, finish.boxes)
+        self.held.add(step, values)
         for name in {access.value for access in (*kernel.loaded, *kernel.stored)}:
             if self.last_use.get(name) == number and self.costs.fabric.keeps_values:
                 place = self.places[name]
@@ -171,7 +176,7 @@ class _Walk:
                 value=access.value,
                 pattern=pattern,
                 boxes=boxes,
-                source=self.places[access.value].layout,
+                source=self._source(access, boxes),
             )
             for access, (pattern, boxes) in zip(kernel.loaded, choice.loads, strict=True)
         )
@@ -182,24 +187,25 @@ class _Walk:
             stores=tuple(self._stores(kernel, choice.mapping, choice.finish)),
             working_bytes=choice.working_bytes,
             buffers=choice.buffers,
+            is_continued=self.held.is_continued,
             why=choice.why,
         )
+
+    def _source(self, access: Access, boxes: Boxes) -> Layout:
+        """Where a kernel finds what it reads: in its nodes, if the op before has left it there."""
+        return self.held.layout(access.value, boxes) or self.places[access.value].layout
 
     def _stores(
         self, kernel: Kernel, mapping: Mapping, finish: Sequence[Finish]
     ) -> Iterator[Transfer]:
-        keeps = self.costs.fabric.keeps_values
         for access, each in zip(settled(kernel, mapping), finish, strict=True):
-            yield Transfer(
-                value=access.value,
-                pattern=each.pattern
-                if keeps or each.pattern is not Pattern.LOCAL
-                else Pattern.HBM_STORE,
-                boxes=self.costs.boxes(kernel, access, mapping, self.graph.values[access.value]),
-                target=Layout(storage=Storage.SRAM, boxes=each.boxes)
-                if keeps
-                else Layout(storage=Storage.HBM),
-            )
+            boxes = self.costs.boxes(kernel, access, mapping, self.graph.values[access.value])
+            pattern, target = each.pattern, Layout(storage=Storage.SRAM, boxes=each.boxes)
+            stays = pattern is Pattern.LOCAL and self.held.is_private(access.value, self.readers)
+            if not self.costs.fabric.keeps_values and not stays:
+                pattern = Pattern.HBM_STORE if pattern is Pattern.LOCAL else pattern
+                target = Layout(storage=Storage.HBM)
+            yield Transfer(value=access.value, pattern=pattern, boxes=boxes, target=target)
 
     def _budget(self) -> int:
         """Bytes of a node for buffers: what is free, in coarse steps so that choices are reused."""
@@ -246,10 +252,9 @@ class _Walk:
             describe_choice(kernel, each.mapping, time)
             for _, _, each, time in weighed[:NUM_EXPLAINED]
         )
-        sources = [self.places[access.value].layout for access in kernel.loaded]
         loads = tuple(
-            (classify(source, boxes), boxes)
-            for source, (_, boxes) in zip(sources, chosen.loads, strict=True)
+            (classify(self._source(access, boxes), boxes), boxes)
+            for access, (_, boxes) in zip(kernel.loaded, chosen.loads, strict=True)
         )
         return replace(chosen, why=why, loads=loads)
 
@@ -351,9 +356,11 @@ class _Walk:
     ) -> _Draft | None:
         """The transfers of a mapping; None as soon as it is clear that they take `best` or more."""
         values, costs = self.graph.values, self.costs
-        sources = [self.places[access.value].layout for access in kernel.loaded]
         boxes = [
             costs.boxes(kernel, access, mapping, values[access.value]) for access in kernel.loaded
+        ]
+        sources = [
+            self._source(access, each) for access, each in zip(kernel.loaded, boxes, strict=True)
         ]
         arriving_s = sum(
             costs.least_arriving_s(
