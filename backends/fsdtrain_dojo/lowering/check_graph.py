@@ -104,8 +104,14 @@ def _is_written_once(span: Span, size: int, loops: tuple[Loop, ...]) -> bool:
     starts = np.zeros(1, np.int64)
     for loop, scale in span.terms:
         starts = (starts[:, None] + scale * np.arange(loops[loop].size)).ravel()
-    first = np.maximum((starts + span.low) // span.divide, 0)
-    end = np.minimum((starts + span.high) // span.divide + 1, size)
+    first = (starts + span.low) // span.divide
+    last = (starts + span.high) // span.divide
+    if span.modulo is not None:
+        is_split = first // span.modulo != last // span.modulo
+        first = np.where(is_split, 0, first % span.modulo)
+        last = np.where(is_split, span.modulo - 1, last % span.modulo)
+    first = np.maximum(first, 0)
+    end = np.minimum(last + 1, size)
     order = np.argsort(first, kind="stable")
     first, end = first[order], end[order]
     return bool(

@@ -79,7 +79,8 @@ def written_division(kernel: Kernel, access: Access, mapping: Mapping) -> Mappin
 
 def divided_reductions(kernel: Kernel, mapping: Mapping) -> frozenset[int]:
     """Reduction loops of which nodes hold different parts."""
-    return kernel.reductions & {part.loop for part in (*mapping.rows, *mapping.columns)}
+    parts = (*mapping.rows, *mapping.columns)
+    return kernel.reductions & {part.loop for part in parts if part.count > 1}
 
 
 def settled(kernel: Kernel, mapping: Mapping) -> tuple[Access, ...]:
