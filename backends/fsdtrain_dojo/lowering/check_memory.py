@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fsdtrain_dojo.lowering.check_program import BoxFacts
-from fsdtrain_dojo.lowering.mapping import Ints, Layout, Storage
+from fsdtrain_dojo.lowering.mapping import Boxes, Ints, Layout, Storage
 from fsdtrain_dojo.lowering.program import Step, TileProgram
 
 _OUTSIDE = Layout(storage=Storage.HBM)
@@ -19,10 +19,10 @@ def find_memory_problems(program: TileProgram, sram_bytes: int, facts: BoxFacts)
         yield f"{len(program.sram_bytes)} memory sizes for {len(program.steps)} steps"
         return
     for number, step in enumerate(program.steps):
-        memory.spill(number)
+        memory.begin(number, step)
         for problem in memory.load_problems(number, step):
             yield f"{step.kernel.name}: {problem}"
-        memory.store(step)
+        memory.store(number, step)
         found = memory.fullest() + step.working_bytes
         noted = program.sram_bytes[number]
         if noted < found:
@@ -40,6 +40,7 @@ class _Memory:
         self.program, self.facts = program, facts
         self.layouts: dict[str, Layout] = {}
         self.homes: dict[str, Layout] = {}
+        self.held: dict[str, list[Boxes]] = {}  # passed on within an op, some rows at a time
         self.occupied = np.zeros(program.grid, np.int64)
         self.ends: dict[int, list[str]] = {}
         for name, last in program.last_use.items():
@@ -87,8 +88,10 @@ class _Memory:
             if layout.storage is not Storage.HBM:
                 yield f"{name} was moved out before the step, and lies in the nodes"
 
-    def spill(self, number: int) -> None:
+    def begin(self, number: int, step: Step) -> None:
         """Move what goes out before a step, and what comes back."""
+        if not step.is_continued:
+            self.held = {}
         for name, is_out in self.moves.get(number, ()):
             if name not in self.layouts:
                 continue  # made by this very step, to the place it says
@@ -97,17 +100,35 @@ class _Memory:
 
     def load_problems(self, number: int, step: Step) -> Iterator[str]:
         for load in step.loads:
-            layout = self.layouts.get(load.value)
+            layout, source = self.layouts.get(load.value), load.source
+            held = self.held.get(load.value, ())
+            if (
+                source is not None
+                and source.boxes is not None
+                and any(self.facts.is_same(source.boxes, boxes) for boxes in held)
+            ):
+                continue
             if layout is None:
                 yield f"{load.value} is nowhere by then"
-            elif load.source is not None and not self.facts.is_same_layout(load.source, layout):
+            elif source is not None and not self.facts.is_same_layout(source, layout):
                 yield f"{load.value} lies elsewhere by then"
 
-    def store(self, step: Step) -> None:
-        """Results take their places, new weights those of the old."""
+    def store(self, number: int, step: Step) -> None:
+        """Results take their places, new weights those of the old.
+
+        Steps that go on with an op pass on what they have touched, never all of it at once.
+        """
+        following = self.program.steps[number + 1 : number + 2]
+        is_passed_on = any(each.is_continued for each in (step, *following))
         for each in step.stores:
-            if each.target is not None and each.value not in step.kernel.hidden:
+            if each.target is None or each.value in step.kernel.hidden:
+                continue
+            if not is_passed_on or each.target.storage is not Storage.SRAM:
                 self._put(each.value, each.target)
+        if is_passed_on:
+            for each in (*step.loads, *step.stores):
+                self.held.setdefault(each.value, []).append(each.boxes)
+        for each in step.stores:
             old = self.program.graph.renews.get(each.value)
             if old is not None:
                 self._take(old)

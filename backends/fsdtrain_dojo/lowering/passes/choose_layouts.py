@@ -35,7 +35,7 @@ from fsdtrain_dojo.lowering.mapping import (
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
-from fsdtrain_dojo.timing.transfer_cost import classify
+from fsdtrain_dojo.timing.transfer_cost import classify, has_own
 
 MAX_EVALUATIONS = 16  # mappings of one kernel whose transfers are looked at
 NUM_EXPLAINED = 4
@@ -51,12 +51,12 @@ def choose_layouts(graph: KernelGraph, costs: Costs) -> TileProgram:
             machine lacks.
     """
     walk = _Walk(graph, costs)
+    initial = dict(walk.layouts)
+    steps = [walk.place(number, kernel) for number, kernel in enumerate(graph.kernels)]
+    if not costs.fabric.keeps_values:
+        steps = _with_needed_stores(graph, steps)
     return TileProgram(
-        graph=graph,
-        grid=walk.grid,
-        initial=dict(walk.layouts),
-        steps=tuple(walk.place(number, kernel) for number, kernel in enumerate(graph.kernels)),
-        last_use=walk.last_use,
+        graph=graph, grid=walk.grid, initial=initial, steps=tuple(steps), last_use=walk.last_use
     )
 
 
@@ -270,6 +270,7 @@ class _Walk:
         if kernel.phase is Phase.OPTIMIZER and followed:
             yield [(0.0, followed[0])]
             return
+        followed += self._renewing(kernel)
         values = self.graph.values
 
         def least(mapping: Mapping) -> float:
@@ -313,6 +314,20 @@ class _Walk:
                 found.append(mapping)
         return found
 
+    def _renewing(self, kernel: Kernel) -> list[Mapping]:
+        """Mappings that leave new weights and states where the old ones lie, or can move them."""
+        found: list[Mapping] = []
+        for access in kernel.stored:
+            old = self.places.get(self.graph.renews.get(access.value, ""))
+            if old is None or old.division is None:
+                continue
+            mapping = None
+            if not old.division.is_everywhere:
+                mapping = follow(kernel, access, old.division)
+            # No sum that is divided has to end where the value lies; what one node makes can go.
+            found += [each for each in (mapping, Mapping()) if each not in (None, *found)]
+        return found
+
     def _finishes(self, kernel: Kernel, mapping: Mapping) -> list[tuple[Finish, ...]]:
         """Ways in which all writes of a kernel can end up; each write in the same way."""
         own = {each.value for each in kernel.writes}
@@ -321,14 +336,16 @@ class _Walk:
         patterns = set.intersection(*({each.pattern for each in option} for option in options))
         found = []
         for pattern in sorted(patterns, key=lambda each: each.value):
-            chosen = [
-                next(each for each in option if each.pattern is pattern) for option in options
-            ]
-            for number, access in enumerate(accesses):
+            chosen = list[Finish]()
+            for option, access in zip(options, accesses, strict=True):
+                each = next(each for each in option if each.pattern is pattern)
                 if access.value not in own:  # computed from what has been put together
-                    chosen[number] = replace(chosen[number], pattern=Pattern.LOCAL)
-                chosen[number] = self._at_old_place(access.value, chosen[number])
-            found.append(tuple(chosen))
+                    each = replace(each, pattern=Pattern.LOCAL)
+                at_old_place = self._at_old_place(access.value, each)
+                if at_old_place is not None:
+                    chosen.append(at_old_place)
+            if len(chosen) == len(accesses):
+                found.append(tuple(chosen))
         return found
 
     def _options(self, kernel: Kernel, access: Access, mapping: Mapping) -> Iterator[Finish]:
@@ -336,14 +353,21 @@ class _Walk:
         boxes = self.costs.boxes(kernel, access, mapping, value)
         return finishes(kernel, access, value, mapping, boxes)
 
-    def _at_old_place(self, name: str, finish: Finish) -> Finish:
-        """A new weight or state goes where the old one lies; see `KernelGraph.renews`."""
+    def _at_old_place(self, name: str, finish: Finish) -> Finish | None:
+        """A new weight or state goes where the old one lies; see `KernelGraph.renews`.
+
+        None: a sum does not, for nodes that put it together are others.
+        """
         old = self.places.get(self.graph.renews.get(name, ""))
         if old is None or old.layout.boxes is None:
             return finish
         if finish.division is not None and _key(finish.division) == _key_of(old.division):
             return finish
-        pattern = Pattern.SCATTER if finish.pattern is Pattern.LOCAL else finish.pattern
+        pattern = finish.pattern
+        if not has_own(finish.boxes, old.layout.boxes):
+            if pattern is not Pattern.LOCAL:
+                return None
+            pattern = Pattern.SCATTER
         return Finish(pattern=pattern, boxes=old.layout.boxes, division=old.division)
 
     def _draft(
@@ -438,6 +462,21 @@ class _Walk:
         )
         step = self._step(kernel, choice)
         return choice, self.costs.time(step, draft.load_costs, draft.store_costs, values)
+
+
+def _with_needed_stores(graph: KernelGraph, steps: Sequence[Step]) -> list[Step]:
+    """What was to stay in the nodes for kernels of the same op, and is needed outside after all."""
+    outside = Layout(storage=Storage.HBM)
+    needed = {load.value for step in steps for load in step.loads if load.source == outside}
+    needed |= {name for name, value in graph.values.items() if value.is_output} | set(graph.renews)
+
+    def store(each: Transfer) -> Transfer:
+        if each.value not in needed or each.target == outside:
+            return each
+        assert each.pattern is Pattern.LOCAL, each.value
+        return replace(each, pattern=Pattern.HBM_STORE, target=outside)
+
+    return [replace(step, stores=tuple(map(store, step.stores))) for step in steps]
 
 
 def describe_choice(kernel: Kernel, mapping: Mapping, time: KernelTime) -> str:
