@@ -22,7 +22,6 @@ from fsdtrain_dojo.lowering.kernel import (
     Kernel,
     KernelGraph,
     Phase,
-    Unit,
     Value,
     ValueKind,
 )
@@ -149,8 +148,8 @@ class _Walk:
             tuple(self.places[access.value].key for access in kernel.loaded),
             self.held.key(kernel),
             budget,
-            kernel.phase is Phase.OPTIMIZER,
-            tuple(self._old_key(access.value) for access in kernel.stored),
+            kernel.phase,
+            tuple(self._use_key(access.value) for access in kernel.stored),
         )
         if key not in self._chosen:
             self._chosen[key] = self._search(kernel, budget)
@@ -166,9 +165,17 @@ class _Walk:
                 self.resident_bytes -= place.layout.peak_elements * values[name].element_bytes
         return step
 
-    def _old_key(self, name: str) -> object:
+    def _use_key(self, name: str) -> object:
+        """What is to become of a result, as far as it decides where that should lie."""
         old = self.places.get(self.graph.renews.get(name, ""))
-        return None if old is None else old.key
+        return (
+            None if old is None else old.key,
+            self._is_for_optimizer(name),
+            self.held.is_private(name, self.readers),
+        )
+
+    def _is_for_optimizer(self, name: str) -> bool:
+        return any(each.phase is Phase.OPTIMIZER for each in self.readers.get(name, ()))
 
     def _step(self, kernel: Kernel, choice: _Choice) -> Step:
         loads = tuple(
@@ -425,8 +432,7 @@ class _Walk:
             return 0.0
         total = 0.0
         for access, each in zip(settled(kernel, mapping), finish, strict=True):
-            readers = self.readers.get(access.value, ())
-            if any(reader.phase is Phase.OPTIMIZER for reader in readers):
+            if self._is_for_optimizer(access.value):
                 value = self.graph.values[access.value]
                 home = self.costs.divided(value.shape, home_division(value.shape, self.grid))
                 source = Layout(storage=Storage.SRAM, boxes=each.boxes)
@@ -546,8 +552,8 @@ def _signature(kernel: Kernel, values: Any) -> object:
         kernel.specials,
         accesses(kernel.loaded),
         accesses(kernel.stored),
+        accesses(kernel.writes),
         tuple((each.op, each.flops, each.specials) for each in kernel.epilogue),
-        kernel.unit is Unit.MATRIX and kernel.phase,
     )
 
 

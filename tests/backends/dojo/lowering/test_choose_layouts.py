@@ -131,25 +131,28 @@ def assert_same_boxes(one, other):
 
 def test_equal_kernels_of_which_one_makes_a_gradient_are_not_confused(monkeypatch):
     """Only that one goes on to where its weight lies."""
-    loops = {"m": 96, "n": 96, "k": 64}
+    side, depth = 16, 900
+    loops = {"m": side, "n": side, "k": depth}
     values = [
-        operand("x", 96, 64), operand("y", 64, 96), value("a", 96, 96), value("g", 96, 96),
-        value("w", 96, 96, kind=ValueKind.WEIGHT), value("new", 96, 96, is_output=True),
-        value("b", 96, 96, is_output=True),
+        operand("x", side, depth), operand("y", depth, side),
+        *(value(name, side, side) for name in "ag"),
+        value("w", side, side, kind=ValueKind.WEIGHT),
+        *(value(name, side, side, is_output=True) for name in ("new", "b")),
     ]  # fmt: skip
 
     def multiply(made):
         return make_kernel(
             loops, {"x": "mk", "y": "kn"}, {made: "mn"}, lambda a, b: a @ b,
-            phase=Phase.BACKWARD, flops=2 * 96 * 96 * 64,
+            phase=Phase.BACKWARD, flops=2 * side**2 * depth,
         )  # fmt: skip
 
+    square = {"i": side, "j": side}
     kernels = [
         multiply("a"),
         multiply("g"),
-        make_kernel({"i": 96, "j": 96}, {"a": "ij"}, {"b": "ij"}, lambda a: a),
-        make_kernel({"i": 96, "j": 96}, {"w": "ij", "g": "ij"}, {"new": "ij"},
-                    lambda w, g: w - g, phase=Phase.OPTIMIZER),
+        make_kernel(square, {"a": "ij"}, {"b": "ij"}, lambda a: a),
+        make_kernel(square, {"w": "ij", "g": "ij"}, {"new": "ij"}, lambda w, g: w - g,
+                    phase=Phase.OPTIMIZER),
     ]  # fmt: skip
     graph = graph_of(values, kernels, renews={"new": "w"})
     remembered = choose_layouts(graph, costs_of("holes"))
