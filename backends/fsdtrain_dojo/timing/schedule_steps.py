@@ -3,7 +3,8 @@
 Steps run in order, a kernel at a time over all nodes: the next one starts when what it reads is
 there. Three things go on beside them:
 
-- loads from HBM start a step early where the nodes' memory has room for their buffers;
+- loads from HBM start a step early where the nodes' memory has room for their buffers, as much as
+  these hold;
 - sums over nodes whose result is not needed at once (gradients of weights) travel while the next
   kernels compute, as far as links are free;
 - so do stores to HBM.
@@ -84,6 +85,24 @@ def num_pieces(step: Step) -> int:
     return prod(count for loop, count in counts.items() if loop not in step.kernel.reductions)
 
 
+def _busy_seconds(resource: Resource, time: KernelTime, fetches: Sequence[TransferCost]) -> float:
+    """Of a step with all that it loads again, and of what comes back before it."""
+    return time.busy_s.get(resource, 0.0) + sum(each.busy_s.get(resource, 0.0) for each in fetches)
+
+
+def _first_seconds(step: Step, loads: Sequence[TransferCost]) -> float:
+    """For what lies outside to fill the buffers of the first step over time."""
+    busy_s, latency_s = 0.0, 0.0
+    for access, cost in zip(step.kernel.loaded, loads, strict=True):
+        if cost.busy_s.get(Resource.HBM):
+            loops = {loop for span in access.spans for loop, _ in span.terms}
+            counts = step.mapping.steps
+            pieces = prod(count for loop, count in counts.items() if loop in loops)
+            busy_s += cost.busy_s[Resource.HBM] / pieces
+            latency_s = max(latency_s, cost.latency_s)
+    return latency_s + busy_s
+
+
 class _Schedule:
     def __init__(self, program: TileProgram, costs: Costs) -> None:
         self.program, self.costs = program, costs
@@ -133,25 +152,32 @@ class _Schedule:
         for transfer in self.spills.get(number, ()):
             self._send(number, transfer, self.now, self.now, 1)
         loads = [self._load(each, step, index) for index, each in enumerate(step.loads)]
-        inner = [NOTHING if cost.busy_s.get(Resource.HBM) else cost for cost in loads]
         fetches = [self._fetch(each) for each in self.fetches.get(number, ())]
-        outer = [*(cost for cost in loads if cost.busy_s.get(Resource.HBM)), *fetches]
         later = [each for each in step.stores if self._can_travel(each)]
         stores = [self.costs.store(each, values[each.value]) for each in step.stores]
         at_once = [
             NOTHING if self._can_travel(each) else cost
             for each, cost in zip(step.stores, stores, strict=True)
         ]
-        is_early = bool(outer) and number > 0 and self._has_room(number)
-        time = self.costs.time(step, inner if is_early else loads, at_once, values)
+        time = self.costs.time(step, loads, at_once, values)
         start = max([self.now, *(self.ready.get(each.value, 0.0) for each in step.loads)])
         end = start + time.seconds
-        if is_early:
-            end = max(end, self._occupy(Resource.HBM, number, outer, self.last_start))
+        outer = [*(cost for cost in loads if cost.busy_s.get(Resource.HBM)), *fetches]
+        latency_s = max((cost.latency_s for cost in fetches), default=0.0)
+        hbm_s = _busy_seconds(Resource.HBM, time, fetches)
+        in_turn = max(end, max(start, self.free[Resource.HBM]) + hbm_s + latency_s * bool(hbm_s))
+        if outer and number > 0 and self._has_room(number):
+            # What its buffers hold is there early; the rest comes as they are emptied.
+            inner = [NOTHING if cost.busy_s.get(Resource.HBM) else cost for cost in loads]
+            waited = start + self.costs.time(step, inner, at_once, values).seconds
+            there = self._occupy(Resource.HBM, number, hbm_s, self.last_start)
+            there += max(cost.latency_s for cost in outer)
+            end = min(in_turn, max(waited, there, end - _first_seconds(step, loads)))
         else:
-            there = self._occupy(Resource.HBM, number, outer, start)
-            end = max(end, there) if fetches else end
-        end = max(end, self._occupy(Resource.LINK, number, [*inner, *at_once], start))
+            self._occupy(Resource.HBM, number, hbm_s, start)
+            end = in_turn
+        link_s = _busy_seconds(Resource.LINK, time, fetches)
+        end = max(end, self._occupy(Resource.LINK, number, link_s, start))
         for resource in (Resource.MATRIX, Resource.VECTOR, Resource.SRAM_PORT):
             busy = time.busy_s.get(resource, 0.0)
             if busy:
@@ -160,9 +186,7 @@ class _Schedule:
             # The first pieces of a result are there before the last ones are computed.
             pieces = num_pieces(step)
             self._send(number, transfer, start + (end - start) / pieces, end, pieces)
-        alone = time
-        if later or is_early:
-            alone = self.costs.time(step, loads, stores, values)
+        alone = self.costs.time(step, loads, stores, values) if later else time
         self.steps.append(StepTime(start_s=start, end_s=end, alone=alone, exposed_s=end - self.now))
         self.last_start, self.now = start, end
         self.end = max(self.end, end)
@@ -192,17 +216,14 @@ class _Schedule:
         capacity = self.costs.machine.node.memory.capacity_bytes
         return before + self.program.steps[number].working_bytes <= capacity
 
-    def _occupy(
-        self, resource: Resource, number: int, costs: Sequence[TransferCost], earliest: float
-    ) -> float:
-        """Let a resource do this work as soon as it is free; when it has ended, with latency."""
-        busy = sum(cost.busy_s.get(resource, 0.0) for cost in costs)
+    def _occupy(self, resource: Resource, number: int, busy: float, earliest: float) -> float:
+        """Let a resource do this work as soon as it is free; when it has ended."""
         if not busy:
             return 0.0
         start = max(earliest, self.free[resource])
         self._note(resource, number, start, start + busy)
         self.free[resource] = start + busy
-        return start + busy + max(cost.latency_s for cost in costs)
+        return start + busy
 
     def _send(
         self, number: int, transfer: Transfer, earliest: float, made: float, pieces: int
