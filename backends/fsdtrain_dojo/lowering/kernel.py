@@ -174,6 +174,14 @@ class Access:
     is_gathered: bool = False
     gathered_share: float = 1.0
 
+    @cached_property
+    def spans_number(self) -> int:
+        """The same for equal spans, and quicker to look up than these."""
+        return _SPANS_NUMBERS.setdefault(self.spans, len(_SPANS_NUMBERS))
+
+
+_SPANS_NUMBERS: dict[tuple[Span, ...], int] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -240,6 +248,11 @@ class Kernel:
     hidden: frozenset[str] = frozenset()
     is_random: bool = False
     counted_flops: int = 0
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Of all loops."""
+        return tuple(loop.size for loop in self.loops)
 
     @property
     def num_points(self) -> int:

@@ -6,6 +6,7 @@ All figures are MODELLED. Seconds, bytes, joules.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 
 class Resource(Enum):
@@ -55,6 +56,13 @@ class TransferCost:
     num_bytes: Mapping[str, float] = field(default_factory=dict)
     joules: float = 0.0
     moved_bytes: float = 0.0
+
+    @cached_property
+    def shares(self) -> tuple[float, float, float]:
+        """Seconds: without latency; that HBM is busy; that the busiest other resource is."""
+        hbm = self.busy_s.get(Resource.HBM, 0.0)
+        others = [s for resource, s in self.busy_s.items() if resource is not Resource.HBM]
+        return max(self.seconds - self.latency_s, 0.0), hbm, max(others, default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,8 @@ class Costs:
     def boxes(self, kernel: Kernel, access: Access, mapping: NodeMapping, value: Value) -> Boxes:
         """`access_boxes`; the same object for the same question."""
         key = (
-            tuple(loop.size for loop in kernel.loops),
-            access.spans,
+            kernel.sizes,
+            access.spans_number,
             mapping.rows,
             mapping.columns,
             mapping.is_everywhere,
@@ -152,14 +152,25 @@ class Costs:
         load_costs: Sequence[TransferCost],
         store_costs: Sequence[TransferCost],
     ) -> float:
-        """The least time with these transfers, if all of them went on while units compute."""
-        busy = dict[Resource, float]()
-        for cost in (*load_costs, *store_costs):
+        """The least time with these transfers, if all of them went on while units compute.
+
+        Nothing is computed, and no load is complete, before the first latency is over; stores of
+        some steps may fill that time for others.
+        """
+        loading, busy = dict[Resource, float](), dict[Resource, float]()
+        for cost in load_costs:
+            for resource, seconds in cost.busy_s.items():
+                loading[resource] = loading.get(resource, 0.0) + seconds
+        busy |= loading
+        for cost in store_costs:
             for resource, seconds in cost.busy_s.items():
                 busy[resource] = busy.get(resource, 0.0) + seconds
-        latency = max((cost.latency_s for cost in load_costs), default=0.0)
-        latency += max((cost.latency_s for cost in store_costs), default=0.0)
-        return self.machine.op_start_s + max([compute_s, *busy.values()]) + latency
+        into = max((cost.latency_s for cost in load_costs), default=0.0)
+        out = max((cost.latency_s for cost in store_costs), default=0.0)
+        inside = max(
+            [into + compute_s, *(into + each for each in loading.values()), *busy.values()]
+        )
+        return self.machine.op_start_s + inside + out
 
     def tile(
         self,

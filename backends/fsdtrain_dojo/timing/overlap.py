@@ -97,6 +97,8 @@ def _loaded(
 ) -> list[_Amount]:
     found = []
     for visits, cost in zip(plan.reads, costs, strict=True):
+        if level and not cost.seconds:
+            continue  # `times` counts all of them, at level 0
         loads = visits.loads[level]
         again = max(loads - visits.pieces, 0)
         once = loads - again
@@ -123,14 +125,12 @@ def _busy(amounts: Sequence[_Amount]) -> dict[Resource, float]:
 
 def _duration(amounts: Sequence[_Amount]) -> float:
     """Of transfers that go on at once: the longest by itself, or the busiest resource."""
-    longest = 0.0
+    longest = hbm = link = 0.0
     for cost, outside, inside in amounts:
-        alone = max(cost.seconds - cost.latency_s, 0.0)
-        hbm = cost.busy_s.get(Resource.HBM, 0.0)
-        others = max(
-            (s for resource, s in cost.busy_s.items() if resource is not Resource.HBM), default=0.0
-        )
+        moving_s, hbm_s, others_s = cost.shares
+        hbm += hbm_s * outside
+        link += others_s * inside
         # What no resource explains (the rounds of a reduction) counts each time.
-        alone = alone * (outside if hbm >= others and hbm > 0 else inside)
+        alone = moving_s * (outside if hbm_s >= others_s and hbm_s > 0 else inside)
         longest = max(longest, alone)
-    return max([longest, *_busy(amounts).values()])
+    return max(longest, hbm, link)
