@@ -331,8 +331,10 @@ class _Walk:
             mapping = None
             if not old.division.is_everywhere:
                 mapping = follow(kernel, access, old.division)
-            # No sum that is divided has to end where the value lies; what one node makes can go.
-            found += [each for each in (mapping, Mapping()) if each not in (None, *found)]
+            # What one node makes can always go there; of divided sums not every one can.
+            for each in (mapping, Mapping()):
+                if each is not None and each not in found:
+                    found.append(each)
         return found
 
     def _finishes(self, kernel: Kernel, mapping: Mapping) -> list[tuple[Finish, ...]]:
