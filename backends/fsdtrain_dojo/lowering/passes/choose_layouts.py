@@ -22,6 +22,7 @@ from fsdtrain_dojo.lowering.kernel import (
     Kernel,
     KernelGraph,
     Phase,
+    Unit,
     Value,
     ValueKind,
 )
@@ -36,7 +37,9 @@ from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 from fsdtrain_dojo.timing.transfer_cost import classify, has_own
 
-MAX_EVALUATIONS = 16  # mappings of one kernel whose transfers are looked at
+# Mappings of one kernel whose transfers are looked at, beside those that follow its values.
+MAX_EVALUATIONS = {Unit.MATRIX: 16, Unit.VECTOR: 10, Unit.MOVE: 10}
+GROUP_SIZE = 4  # of these, after which those are passed over that the best one beats in any case
 NUM_EXPLAINED = 4
 # Numbers that all nodes need lie at all of them, and are computed by each for itself.
 EVERYWHERE_BYTES = 64
@@ -284,12 +287,14 @@ class _Walk:
             return self.costs.least_seconds(kernel, values, largest_share(kernel, mapping))
 
         yield [(least(mapping), mapping) for mapping in followed]
-        others = divisions(kernel, self.grid, self.costs.grains(kernel))
+        divided = divisions(kernel, self.grid, self.costs.grains(kernel))
         ranked = heapq.nsmallest(
-            MAX_EVALUATIONS,
-            ((least(mapping), number, mapping) for number, mapping in enumerate(others)),
+            MAX_EVALUATIONS[kernel.unit],
+            ((least(mapping), number, mapping) for number, mapping in enumerate(divided)),
         )
-        yield [(compute_s, each) for compute_s, _, each in ranked if each not in followed]
+        others = [(compute_s, each) for compute_s, _, each in ranked if each not in followed]
+        for first in range(0, len(others), GROUP_SIZE):
+            yield others[first : first + GROUP_SIZE]
 
     def _is_everywhere(self, kernel: Kernel) -> bool:
         """Whether all that the kernel touches is a few numbers that every node has."""

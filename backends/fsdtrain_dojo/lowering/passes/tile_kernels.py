@@ -26,7 +26,7 @@ from fsdtrain_dojo.timing.overlap import overlap
 from fsdtrain_dojo.timing.step_loads import DOUBLE, StepPlan, plan_steps
 
 MAX_ROUNDS = 64  # of climbing
-GOOD_ENOUGH = 1.02  # times the least that any division could take: the search ends
+GOOD_ENOUGH = 1.05  # times the least that any division could take: the search ends
 MIN_DEPTH = 64  # of a step of a matrix product: shorter ones are mostly latency
 FIRST_CHOICES = 3  # steps that each group of loops is tried with at first
 
