@@ -166,7 +166,7 @@ class DojoBackend(Backend):
         return make_profile(
             modelled,
             backend=self.name,
-            assumptions=find_sensitivities(modelled),
+            assumptions=find_sensitivities(modelled, self.machine),
             scale=scale,
         )
 

@@ -33,6 +33,8 @@ def model_scale(
     modelled: dict[int, ModelledStep] = {}
 
     def time_on(part: Machine) -> ReplicaTime:
+        if part.levels == machine.levels:
+            part = machine  # a slice of one is the whole, with its own name
         found = model_step(graph, part)
         replica = time_replica(
             found.program, found.time, batch_size=batch_size, op_start_s=part.op_start_s

@@ -1,6 +1,6 @@
 """How much a modelled step time rests on figures that nobody who knows has stated. MODELLED.
 
-Every assumed constant of the machine is set to either end of the range within which the truth is
+Every constant of the machine that is in doubt is set to either end of the range within which the truth is
 thought to lie, one at a time, and the same program is scheduled again. Where things are placed
 stays as it is: a compiler that knew the other figure might do better, never worse.
 """
@@ -14,6 +14,7 @@ from fsdtrain_dojo.machine.catalog import with_constants
 from fsdtrain_dojo.machine.quantity import Quantity
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.modelling import ModelledStep
+from fsdtrain_dojo.scale.slices import slice_machine
 from fsdtrain_dojo.timing.costs import Costs
 from fsdtrain_dojo.timing.schedule_steps import schedule_steps
 
@@ -21,12 +22,17 @@ from fsdtrain_dojo.timing.schedule_steps import schedule_steps
 _OF_ENERGY = ("pJ", "pJ/B", "W")
 
 
-def find_sensitivities(modelled: ModelledStep) -> tuple[Assumption, ...]:
-    """All assumed constants of the machine; those that matter most first."""
+def find_sensitivities(modelled: ModelledStep, whole: Machine) -> tuple[Assumption, ...]:
+    """All constants that are assumed or have a range; those that matter most first.
+
+    Args:
+        modelled: the step, on the whole machine or on a slice of it.
+        whole: the machine that has the constants.
+    """
     found = [
-        _vary(modelled, name, constant)
-        for name, constant in modelled.machine.constants.items()
-        if constant.is_assumed
+        _vary(modelled, whole, name, constant)
+        for name, constant in whole.constants.items()
+        if constant.is_assumed or constant.low is not None
     ]
     return tuple(sorted(found, key=_swing, reverse=True))
 
@@ -37,8 +43,8 @@ def _swing(each: Assumption) -> float:
     return abs(each.step_time_at_high_s - each.step_time_at_low_s)
 
 
-def _vary(modelled: ModelledStep, name: str, constant: Quantity) -> Assumption:
-    times = list(_times(modelled, name, constant))
+def _vary(modelled: ModelledStep, whole: Machine, name: str, constant: Quantity) -> Assumption:
+    times = list(_times(modelled, whole, name, constant))
     low, high = times if len(times) == 2 else (None, None)
     return Assumption(
         name=name,
@@ -53,15 +59,19 @@ def _vary(modelled: ModelledStep, name: str, constant: Quantity) -> Assumption:
     )
 
 
-def _times(modelled: ModelledStep, name: str, constant: Quantity) -> Iterator[float]:
+def _times(
+    modelled: ModelledStep, whole: Machine, name: str, constant: Quantity
+) -> Iterator[float]:
     """At the low and at the high end; nothing where the program does not fit such a machine."""
     if constant.low is None or constant.high is None or constant.unit in _OF_ENERGY:
         return
     for value in (constant.low, constant.high):
         try:
-            machine = with_constants(modelled.machine, {name: value})
+            machine = with_constants(whole, {name: value})
         except BackendError:
             continue  # contradicts the other constants: rates that ports cannot feed, for one
+        if modelled.machine is not whole:
+            machine = slice_machine(machine, modelled.machine.levels[-1].name)
         costs = _costs_like(modelled, machine)
         if costs.fabric.grid == modelled.program.grid:
             yield schedule_steps(modelled.program, costs).seconds
