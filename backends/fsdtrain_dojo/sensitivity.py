@@ -1,8 +1,8 @@
 """How much a modelled step time rests on figures that nobody who knows has stated. MODELLED.
 
-Every constant of the machine that is in doubt is set to either end of the range within which the truth is
-thought to lie, one at a time, and the same program is scheduled again. Where things are placed
-stays as it is: a compiler that knew the other figure might do better, never worse.
+Every constant of the machine that is in doubt is set to either end of the range within which the
+truth is thought to lie, one at a time, and the same program is scheduled again. Where things are
+placed stays as it is: a compiler that knew the other figure might do better, never worse.
 """
 
 from collections.abc import Iterator
