@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsdtrain.report.amounts import in_seconds, percent, with_prefix
-from fsdtrain.step_profile import PHASES, OpProfile, StepProfile
+from fsdtrain.step_profile import PHASES, OpProfile, ScaleRow, StepProfile
 
 UNKNOWN_BOUND = "not known"
 MAX_EXPLAINED = 20
@@ -180,7 +180,29 @@ def summary_lines(profile: StepProfile) -> list[tuple[str, str]]:
         if profile.power_limit_watts:
             text += f" of {with_prefix(profile.power_limit_watts, 'W')}"
         lines.append(("energy", text))
+    lines += _sensitivity_lines(profile)
+    if profile.scale is not None:
+        lines += [("on all of it", scale_line(row)) for row in profile.scale.rows]
     return lines
+
+
+def _sensitivity_lines(profile: StepProfile) -> list[tuple[str, str]]:
+    """The constant in doubt that moves the step time most."""
+    for each in profile.assumptions:
+        low, high = each.step_time_at_low_s, each.step_time_at_high_s
+        if low is not None and high is not None and low != high:
+            text = f"{each.name}, {each.low:g} to {each.high:g}: {in_seconds(low)} to "
+            return [("rests most on", text + in_seconds(high))]
+    return []
+
+
+def scale_line(row: ScaleRow) -> str:
+    """One placement of replicas in words."""
+    text = f"{row.placement}: {in_seconds(row.step_time_s)} a step"
+    if row.efficiency is not None:
+        text += f", {percent(row.efficiency)} efficient"
+    rate = row.num_samples / row.step_time_s if row.step_time_s else 0.0
+    return f"{text}, {rate:,.0f} samples/s"
 
 
 def total_by_bound(profile: StepProfile) -> dict[str, float]:
