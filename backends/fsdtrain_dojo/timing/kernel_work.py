@@ -209,6 +209,16 @@ def _blocks(sizes: Sizes, steps: Mapping[int, int]) -> Iterator[tuple[int, tuple
         yield prod(count for count, _ in choice), tuple(size for _, size in choice)
 
 
+def _read_bytes(work: Work, operand: Operand, block: Sizes) -> float:
+    """From the node's memory; of a gathered box, what this block's points pick."""
+    picked = operand.share
+    if picked != 1.0:
+        for loop, size in enumerate(block):
+            if loop not in operand.loops:
+                picked *= size / work.sizes[loop]
+    return operand.num_bytes(block) * picked
+
+
 def _block_time(node: Node, work: Work, block: Sizes, deep: int, kept: bool) -> NodeTime:
     """Of one step; `deep`: steps over the depth, `kept`: whether the unit keeps sums meanwhile."""
     share = prod(block) / work.num_points
@@ -219,7 +229,7 @@ def _block_time(node: Node, work: Work, block: Sizes, deep: int, kept: bool) -> 
         slowest(node, work.formats),
         flops=work.flops * share,
         specials=work.specials * share,
-        load_bytes=sum(each.num_bytes(block) * each.share for each in loads) / deep,
+        load_bytes=sum(_read_bytes(work, each, block) for each in loads) / deep,
         store_bytes=sum(each.num_bytes(block) for each in stores) / deep,
     )
     if work.unit is not Unit.MATRIX:

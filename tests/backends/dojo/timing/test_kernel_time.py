@@ -371,3 +371,30 @@ def test_time_is_busy_time_of_something():
         Resource.LINK,
         Resource.HBM,
     }
+
+
+def test_a_share_of_the_points_picks_a_share_of_a_gathered_plane():
+    """Every one of 100 samples reads 4 of a plane's 50 points: each 8 times in all."""
+    kernel = Kernel(
+        name="sample",
+        op="aten.grid_sampler_2d",
+        phase=Phase.FORWARD,
+        unit=Unit.VECTOR,
+        loops=(Loop("c", 6), Loop("o", 100)),
+        reads=(
+            Access("x", (along(0), Span(low=0, high=49)), is_gathered=True, gathered_share=8.0),
+        ),
+        writes=(Access("y", (along(0), along(1))),),
+        flops=6 * 100 * 8,
+        compute=lambda tensors, block: [tensors[0][:, :1].expand(-1, 100)],
+    )
+    values = {"x": make_value("x", (6, 50)), "y": make_value("y", (6, 100))}
+    node = read_machine("d1_die").node
+    work = describe_work(kernel, values)
+
+    def sram_bytes(*sizes):
+        return nodes_time(node, work, sizes, {}).sram_bytes
+
+    assert sram_bytes(6, 100) == 2 * (6 * 50 * 8 + 6 * 100)
+    assert sram_bytes(6, 25) == sram_bytes(6, 100) / 4
+    assert sram_bytes(3, 100) == sram_bytes(6, 100) / 2
