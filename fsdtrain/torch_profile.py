@@ -15,7 +15,6 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from fsdtrain.step_profile import PHASES, OpProfile, Origin, Phase, StepProfile, TimelineEvent
@@ -103,6 +102,9 @@ def _record(step_once: Callable[[], None], *, on_cuda: bool) -> list[FunctionEve
 
 
 def _count_flops(step_once: Callable[[], None]) -> float | None:
+    # It brings triton where that is installed, and importing a backend is cheap.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         step_once()
     return float(counter.get_total_flops()) or None
