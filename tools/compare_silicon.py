@@ -1,130 +1,149 @@
 """Published cycles of a TPU v3 core beside those of the model: square products, fp32 in memory.
 
-    python tools/compare_silicon.py
+    python tools/compare_silicon.py [--kernels]
 
-The machine is the preset as it is: no figure was set by these rows' sizes. MODELLED.
+Each product is captured and lowered as any step is, the machine is the preset as it is: no figure
+was set by these rows' sizes. With `--kernels`, a second table has other kernels on this core and on
+an A100, for which nothing is published here: they are MODELLED only.
 """
 
-from fsdtrain_dojo.lowering.kernel import (
-    Access,
-    Kernel,
-    Loop,
-    Phase,
-    Unit,
-    Value,
-    ValueKind,
-    along,
-)
-from fsdtrain_dojo.lowering.mapping import Layout, Mapping, Storage, access_boxes
-from fsdtrain_dojo.lowering.passes.tile_kernels import choose_steps
-from fsdtrain_dojo.lowering.program import Pattern, Step, Transfer
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+from fsdtrain_dojo.lowering.record_step import record_forward
 from fsdtrain_dojo.machine.catalog import read_machine
-from fsdtrain_dojo.timing.cost import KernelTime
-from fsdtrain_dojo.timing.fabric import Fabric, build_fabric
-from fsdtrain_dojo.timing.kernel_time import time_kernel
-from fsdtrain_dojo.timing.transfer_cost import cost_transfer
+from fsdtrain_dojo.modelling import ModelledStep, model_step
+from fsdtrain_dojo.recipe import Recipe, bf16_options, read_recipe
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Cycles at 940 MHz of m = n = k, measured by others (PyTorchSim, MICRO 2025).
 PUBLISHED = {256: 3101, 512: 9490, 1024: 47099, 2048: 317435}
-FP32_BYTES = 4
-MEMORY = Layout(storage=Storage.HBM)
+ROLES = ("activation", "weight", "vector", "master_weight")
+FP32 = read_recipe({role: {"format": "fp32"} for role in ROLES})
+BF16 = read_recipe(bf16_options())
+RECIPES: Mapping[str, Recipe] = {"tpu_v3": FP32, "a100": BF16}
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 def main() -> None:
-    """Print the table."""
-    fabric = build_fabric(read_machine("tpu_v3"))
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", action="store_true", help="further kernels, MODELLED only")
+    options = parser.parse_args()
+    console = Console()
+    print_products(console)
+    if options.kernels:
+        print_kernels(console)
+
+
+def print_products(console: Console) -> None:
+    """Published and MODELLED cycles of every size, and the mean error."""
     table = Table(title="tpu_v3, products n x n x n: MODELLED beside published silicon")
     for head in ("n", "published cycles", "MODELLED cycles", "ratio", "bound by", "steps"):
         table.add_column(head, justify="right")
     errors = []
     for size, published in PUBLISHED.items():
-        time, steps = time_product(fabric, size)
-        cycles = time.seconds * fabric.clock_hz
+        modelled = model_product(size)
+        cycles = cycles_of(modelled)
         errors.append(abs(cycles / published - 1))
         table.add_row(
             str(size),
             f"{published:,}",
             f"{cycles:,.0f}",
             f"{cycles / published:.3f}",
-            time.bound.value,
-            " ".join(f"{name} {count}" for name, count in steps.items()),
+            bounds(modelled),
+            " ".join(steps_over_time(modelled)),
         )
-    console = Console()
     console.print(table)
     console.print(f"mean error {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}")
 
 
-def time_product(fabric: Fabric, size: int) -> tuple[KernelTime, dict[str, int]]:
-    """One product of square fp32 matrices on a machine of one node, and its steps over time."""
-    names = ("left", "right", "out")
-    values = {
-        name: Value(
-            name=name,
-            shape=(size, size),
-            format="fp32",
-            element_bytes=FP32_BYTES,
-            kind=ValueKind.ACTIVATION,
-        )
-        for name in names
-    }
-    left, right, out = (
-        Access(name, (along(rows), along(columns)))
-        for name, (rows, columns) in zip(names, ((0, 2), (2, 1), (0, 1)), strict=True)
-    )
-    kernel = Kernel(
-        name="product",
-        op="aten.mm",
-        phase=Phase.FORWARD,
-        unit=Unit.MATRIX,
-        loops=(Loop("m", size), Loop("n", size), Loop("k", size)),
-        reads=(left, right),
-        writes=(out,),
-        macs=size**3,
-        compute=lambda tensors, block: [tensors[0] @ tensors[1]],
-    )
-    mapping = Mapping()
-    loads, stores = (
-        tuple(
-            Transfer(
-                value=each.value,
-                pattern=pattern,
-                boxes=access_boxes(kernel, each, mapping, (size, size), fabric.grid),
-                source=MEMORY if pattern is Pattern.HBM_LOAD else None,
-                target=MEMORY if pattern is Pattern.HBM_STORE else None,
+def print_kernels(console: Console) -> None:
+    """Kernels without a published figure."""
+    table = Table(title="other kernels: MODELLED, with nothing published beside")
+    for head in ("machine", "kernel", "us", "cycles", "bound by"):
+        table.add_column(head, justify="right")
+    for machine in RECIPES:
+        for name, function, shapes in further_kernels():
+            modelled = model_function(machine, function, shapes)
+            table.add_row(
+                machine,
+                name,
+                f"{modelled.time.seconds * 1e6:,.2f}",
+                f"{cycles_of(modelled):,.0f}",
+                bounds(modelled),
             )
-            for each in accesses
+    console.print(table)
+
+
+def further_kernels() -> Iterator[tuple[str, Callable[..., Tensor], list[tuple[int, ...]]]]:
+    """Name, function and shapes of its inputs."""
+    for rows, columns in ((512, 768), (4096, 4096)):
+        shapes = [(rows, columns)]
+        yield (
+            f"layer norm {rows} x {columns}",
+            lambda x: F.layer_norm(x, (x.shape[-1],)),
+            shapes,
         )
-        for accesses, pattern in (
-            (kernel.loaded, Pattern.HBM_LOAD),
-            (kernel.stored, Pattern.HBM_STORE),
+        yield f"softmax {rows} x {columns}", lambda x: F.softmax(x, -1), shapes
+        yield f"GELU {rows} x {columns}", F.gelu, shapes
+    yield (
+        "attention 12 heads x 512 x 64",
+        F.scaled_dot_product_attention,
+        [(1, 12, 512, 64)] * 3,
+    )
+    for channels, size in ((64, 56), (256, 14)):
+        yield (
+            f"convolution 3 x 3, {channels} channels, {size} x {size}",
+            lambda x, weight: F.conv2d(x, weight, padding=1),
+            [(1, channels, size, size), (channels, channels, 3, 3)],
         )
-    )
-    load_costs = [cost_transfer(fabric, each, FP32_BYTES) for each in loads]
-    store_costs = [cost_transfer(fabric, each, FP32_BYTES) for each in stores]
-    tiling = choose_steps(
-        fabric,
-        kernel,
-        mapping,
-        values,
-        free_bytes=fabric.machine.node.memory.capacity_bytes,
-        load_costs=load_costs,
-        store_costs=store_costs,
-        local_loads=[False, False],
-        local_stores=[False],
-    )
-    assert not isinstance(tiling, str), tiling
-    step = Step(
-        kernel=kernel,
-        mapping=tiling.mapping,
-        loads=loads,
-        stores=stores,
-        working_bytes=tiling.working_bytes,
-        buffers=tiling.buffers,
-    )
-    time = time_kernel(fabric, step, load_costs, store_costs, values)
-    return time, {kernel.loops[loop].name: count for loop, count in tiling.mapping.steps.items()}
+
+
+def model_product(size: int) -> ModelledStep:
+    """A square fp32 product on a TPU v3 core."""
+    return model_function("tpu_v3", torch.matmul, [(size, size), (size, size)])
+
+
+def model_function(
+    machine: str, function: Callable[..., Tensor], shapes: Sequence[tuple[int, ...]]
+) -> ModelledStep:
+    """A function of tensors of these shapes on a machine, in its recipe."""
+    inputs = [torch.zeros(()).expand(shape) for shape in shapes]
+    recorded = record_forward(Apply(function), *inputs, recipe=RECIPES[machine])
+    return model_step(expand_macros(recorded), read_machine(machine))
+
+
+def cycles_of(modelled: ModelledStep) -> float:
+    """Of the nodes' clock."""
+    return modelled.time.seconds * modelled.costs.fabric.clock_hz
+
+
+def bounds(modelled: ModelledStep) -> str:
+    """Of every kernel, in order."""
+    return ", ".join(dict.fromkeys(each.alone.bound.value for each in modelled.time.steps))
+
+
+def steps_over_time(modelled: ModelledStep) -> Iterator[str]:
+    """Loops that a node steps over, and in how many pieces."""
+    for step in modelled.program.steps:
+        for loop, count in step.mapping.steps.items():
+            yield f"{step.kernel.loops[loop].name} {count}"
 
 
 if __name__ == "__main__":

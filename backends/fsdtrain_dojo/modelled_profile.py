@@ -2,15 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fsdtrain.step_profile import (
     Assumption,
-    HeatMap,
     MemoryUse,
     OpProfile,
     Rooflines,
@@ -19,19 +13,14 @@ from fsdtrain.step_profile import (
     TimelineEvent,
 )
 from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph, Unit
-from fsdtrain_dojo.lowering.mapping import Axis, Storage, axis_ranges
-from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram
+from fsdtrain_dojo.lowering.mapping import Storage
+from fsdtrain_dojo.lowering.program import Spill, Step, TileProgram
 from fsdtrain_dojo.machine.node import PortKind
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.machine.totals import totals
+from fsdtrain_dojo.modelled_heat_maps import heat_maps
 from fsdtrain_dojo.modelling import ModelledStep
-from fsdtrain_dojo.timing.cost import Resource
-from fsdtrain_dojo.timing.costs import picked_share
 from fsdtrain_dojo.timing.schedule_steps import ProgramTime
-from fsdtrain_dojo.timing.traffic import LinkLoads, link_loads
-
-Floats = NDArray[np.float64]
-_UNITS = (Resource.MATRIX, Resource.VECTOR, Resource.SRAM_PORT)
 
 
 def make_profile(
@@ -68,7 +57,7 @@ def make_profile(
             for each, used in zip(time.steps, program.sram_bytes, strict=True)
         ),
         sram_capacity_bytes=machine.node.memory.capacity_bytes,
-        heat_maps=tuple(_heat_maps(modelled)),
+        heat_maps=tuple(heat_maps(modelled)),
         rooflines=Rooflines(
             flops_per_s={
                 name: rate / num_copies for name, rate in of_all.matmul_flops_per_s.items()
@@ -185,15 +174,48 @@ def _memory(modelled: ModelledStep) -> Iterator[MemoryUse]:
     )
     memory = modelled.costs.fabric.memory
     if memory is not None:
-        # At a switch all values lie outside; on a mesh, those that were spilled.
-        outside = [
-            program.graph.values[name].num_bytes
-            for name, layout in program.initial.items()
-            if layout.storage is Storage.HBM
-        ] + [spill.num_bytes for spill in program.spills if spill.out_before >= 0]
         yield MemoryUse(
-            name="HBM", peak_bytes=sum(outside), capacity_bytes=round(memory.capacity_bytes)
+            name="HBM", peak_bytes=_outside_bytes(program), capacity_bytes=memory.capacity_bytes
         )
+
+
+def _outside_bytes(program: TileProgram) -> int:
+    """The most that lies in the memory outside at a time.
+
+    At a switch these are all values; on a mesh, those that were spilled.
+    """
+    values, last_use = program.graph.values, program.last_use
+    outside = {name for name, at in program.initial.items() if at.storage is Storage.HBM}
+    moves: dict[int, list[Spill]] = defaultdict(list)
+    for spill in program.spills:
+        moves[spill.out_before].append(spill)
+        if spill.back_before is not None:
+            moves[spill.back_before].append(spill)
+    most = num_bytes = sum(values[name].num_bytes for name in outside)
+    ends: dict[int, list[str]] = defaultdict(list)
+    for name, number in last_use.items():
+        ends[number].append(name)
+
+    def put(name: str, *, is_out: bool) -> None:
+        nonlocal num_bytes
+        if is_out != (name in outside):
+            num_bytes += values[name].num_bytes * (1 if is_out else -1)
+            (outside.add if is_out else outside.discard)(name)
+
+    for number, step in enumerate(program.steps):
+        for spill in moves[number]:
+            put(spill.value, is_out=spill.out_before == number)
+        for store in step.stores:
+            if store.target is not None and store.value not in step.kernel.hidden:
+                put(store.value, is_out=store.target.storage is Storage.HBM)
+        most = max(most, num_bytes)
+        for store in step.stores:
+            old = program.graph.renews.get(store.value)
+            if old is not None:
+                put(old, is_out=False)
+        for name in ends[number]:
+            put(name, is_out=False)
+    return most
 
 
 def _timeline(program: TileProgram, time: ProgramTime) -> Iterator[TimelineEvent]:
@@ -206,110 +228,14 @@ def _timeline(program: TileProgram, time: ProgramTime) -> Iterator[TimelineEvent
         )
 
 
-def _heat_maps(modelled: ModelledStep) -> Iterator[HeatMap]:
-    fabric, seconds = modelled.costs.fabric, modelled.time.seconds
-    computing = np.zeros(fabric.grid)
-    for step, timed in zip(modelled.program.steps, modelled.time.steps, strict=True):
-        busy = max((timed.alone.busy_s.get(each, 0.0) for each in _UNITS), default=0.0)
-        computing += busy * _work_share(step, fabric.grid)
-    # Borders of the groups that nodes form: dies.
-    group = None
-    if len(modelled.machine.levels) > 1 and fabric.along_rows is not None:
-        group = (modelled.machine.levels[0].rows, modelled.machine.levels[0].columns)
-    yield HeatMap(
-        title="compute: busy share of the step",
-        unit="share",
-        rows=_on_mesh(computing / seconds, fabric.node_row, fabric.node_column),
-        group=group,
-    )
-    if fabric.along_rows is None or fabric.along_columns is None:
-        return
-    loads = _link_loads(modelled)
-    used = np.zeros(fabric.grid)
-    for hops, ways, axis in (
-        (fabric.along_rows, (loads.east, loads.west), 1),
-        (fabric.along_columns, (loads.south, loads.north), 0),
-    ):
-        for way in ways:
-            share = way * hops.seconds_per_byte / seconds
-            for end in (0, 1):  # a link is shown at both of its nodes
-                places = [slice(None), slice(None)]
-                places[axis] = slice(end, end + share.shape[axis])
-                used[tuple(places)] = np.maximum(used[tuple(places)], share)
-    yield HeatMap(
-        title="links: busy share of the step, busiest link of each node",
-        unit="share",
-        rows=_on_mesh(used, fabric.node_row, fabric.node_column),
-        group=group,
-    )
-    if fabric.memory is not None and len(loads.by_interface):
-        rate = fabric.memory.bytes_per_s / fabric.memory.num_interfaces
-        yield HeatMap(
-            title="HBM: busy share of the step, by interface",
-            unit="share",
-            rows=(tuple(float(each) for each in loads.by_interface / rate / seconds),),
-        )
-
-
-def _link_loads(modelled: ModelledStep) -> LinkLoads:
-    """Of all transfers of the step; equal ones are looked at once."""
-    fabric, values = modelled.costs.fabric, modelled.program.graph.values
-    counts: dict[object, list[Any]] = {}
-    for step in modelled.program.steps:
-        shares = [picked_share(step.kernel, each, step.mapping) for each in step.kernel.loaded]
-        transfers = [*zip(step.loads, shares, strict=True), *((each, 1.0) for each in step.stores)]
-        for transfer, share in transfers:
-            if transfer.pattern is Pattern.LOCAL:
-                continue
-            width = values[transfer.value].element_bytes
-            layout = transfer.source or transfer.target
-            place = None if layout is None else id(layout.boxes)
-            key = (transfer.pattern, transfer.source is None, place, id(transfer.boxes), width,
-                   share)  # fmt: skip
-            counts.setdefault(key, [0, transfer, width, share])[0] += 1
-    found = LinkLoads(**{each.name: np.zeros(1) for each in fields(LinkLoads)})
-    for count, transfer, width, share in counts.values():
-        loads = link_loads(fabric, transfer, width, share=share)
-        found = LinkLoads(
-            **{
-                each.name: getattr(found, each.name) + count * getattr(loads, each.name)
-                for each in fields(LinkLoads)
-            }
-        )
-    return found
-
-
-def _work_share(step: Step, grid: tuple[int, int]) -> Floats:
-    """Of every node, relative to the one with the most."""
-    if step.mapping.is_everywhere:
-        return np.ones(grid)
-    sides = []
-    for axis in Axis:
-        share = np.zeros(grid[axis.value])
-        share[: step.mapping.num_used(axis)] = 1.0
-        for ranges in axis_ranges(step.kernel, step.mapping, axis, grid[axis.value]).values():
-            points = (ranges[1] - ranges[0]).astype(np.float64)
-            share *= points / points.max()
-        sides.append(share)
-    return np.outer(sides[0], sides[1])
-
-
-def _on_mesh(
-    values: Floats, node_row: NDArray[np.int64], node_column: NDArray[np.int64]
-) -> tuple[tuple[float | None, ...], ...]:
-    placed = np.full((int(node_row.max()) + 1, int(node_column.max()) + 1), np.nan)
-    placed[node_row, node_column] = values
-    return tuple(tuple(None if np.isnan(each) else float(each) for each in row) for row in placed)
-
-
 def _spill_notes(program: TileProgram) -> Iterator[str]:
     if not program.spills:
         return
     total = sum(spill.num_bytes for spill in program.spills)
     largest = max(program.spills, key=lambda spill: spill.num_bytes)
     yield (
-        f"{len(program.spills)} values of {total / 1e9:.3g} GB do not fit into the nodes' memory "
+        f"{len(program.spills)} values of {total / 1e6:,.2f} MB do not fit into the nodes' memory "
         f"and lie in HBM for some time; the largest is {largest.value} "
-        f"({largest.num_bytes / 1e6:.3g} MB). A smaller batch, a narrower recipe, activation "
+        f"({largest.num_bytes / 1e6:,.2f} MB). A smaller batch, a narrower recipe, activation "
         "checkpointing or a larger machine would keep them in"
     )

@@ -4,8 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from fsdtrain_dojo.machine.catalog import read_machine
-from fsdtrain_dojo.timing.fabric import build_fabric
 
 TOOL = Path(__file__).parents[4] / "tools" / "compare_silicon.py"
 
@@ -19,20 +17,23 @@ def tool():
 
 
 @pytest.fixture(scope="module")
-def ratios(tool):
-    fabric = build_fabric(read_machine("tpu_v3"))
-    return {
-        size: tool.time_product(fabric, size)[0].seconds * fabric.clock_hz / published
-        for size, published in tool.PUBLISHED.items()
-    }
+def products(tool):
+    return {size: tool.model_product(size) for size in tool.PUBLISHED}
 
 
-def test_products_take_the_published_cycles(ratios):
-    assert sum(abs(ratio - 1) for ratio in ratios.values()) / len(ratios) <= 0.11
-    assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values())
+def test_products_take_the_published_cycles(tool, products):
+    ratios = [tool.cycles_of(products[size]) / cycles for size, cycles in tool.PUBLISHED.items()]
+    assert sum(abs(ratio - 1) for ratio in ratios) / len(ratios) < 0.11
+    assert all(0.85 <= ratio <= 1.15 for ratio in ratios)
 
 
-def test_small_products_wait_for_memory_large_ones_for_the_arrays(tool):
-    fabric = build_fabric(read_machine("tpu_v3"))
-    bounds = {size: tool.time_product(fabric, size)[0].bound.value for size in tool.PUBLISHED}
+def test_small_products_wait_for_memory_large_ones_for_the_arrays(tool, products):
+    bounds = {size: tool.bounds(modelled) for size, modelled in products.items()}
     assert bounds == {256: "HBM", 512: "HBM", 1024: "matrix", 2048: "matrix"}
+
+
+def test_operands_are_as_wide_as_those_that_were_measured(products):
+    for size, modelled in products.items():
+        assert len(modelled.program.steps) == 1
+        (outside,) = (time.alone.num_bytes["HBM"] for time in modelled.time.steps)
+        assert outside >= 3 * 4 * size * size
