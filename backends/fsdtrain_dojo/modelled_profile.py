@@ -175,7 +175,9 @@ def _memory(modelled: ModelledStep) -> Iterator[MemoryUse]:
     memory = modelled.costs.fabric.memory
     if memory is not None:
         yield MemoryUse(
-            name="HBM", peak_bytes=_outside_bytes(program), capacity_bytes=memory.capacity_bytes
+            name="HBM",
+            peak_bytes=_outside_bytes(program),
+            capacity_bytes=round(memory.capacity_bytes),
         )
 
 
