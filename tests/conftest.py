@@ -1,14 +1,18 @@
 """Fixtures for all tests: small clips made by hand, no files."""
 
 import functools
+import logging
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
 
 from fsdtrain.backend import HISTOGRAM_BINS, HISTOGRAM_MIN_EXPONENT, TensorNumerics
@@ -56,6 +60,22 @@ PATH_STEPS = 4
 FORWARD_CAMERA = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 FRAME_NS = 100_000_000
 START_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands set up logging, sys.argv and Hydra for a process that ends with them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        handler.close()
+    root.handlers, root.level = handlers, level
+    GlobalHydra.instance().clear()
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,17 @@
 Most commands run in this process, in an empty folder with their own cache.
 """
 
-import logging
 import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 from fsdtrain.__main__ import COMMANDS, main
 from fsdtrain.data.schema import Clip
@@ -28,20 +26,7 @@ Capture = pytest.CaptureFixture[str]
 LOGGED = re.compile(r"\d\d:\d\d:\d\d INFO ")
 
 
-@pytest.fixture(autouse=True)
-def a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands set up logging, sys.argv and Hydra for a process that ends with them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        handler.close()
-    root.handlers, root.level = handlers, level
-    GlobalHydra.instance().clear()
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 
 
 def refused(capsys: Capture, *arguments: str) -> str:

@@ -16,6 +16,8 @@ from fsdtrain.settings import read_profile_settings
 from fsdtrain.step_profile import PHASES, Assumption, HeatMap, OpProfile, StepProfile
 from fsdtrain.torch_profile import profile_with_torch
 
+pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
+
 
 def test_a_profile_is_written_and_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -96,11 +96,27 @@ class ClipLoader:
         if self._position.step >= len(self):
             self._position = Position(self._position.epoch + 1, 0)
         self._tickets.start_at(self._position)
-        for made in self._batches:
+        for made in self._received():
             batch = self._accept(made)
             self._position = Position(self._position.epoch, self._position.step + 1)
             self._continues = False
             yield batch
+
+    def _received(self) -> Iterator[StreamBatch]:
+        """What the workers make; that one died while it handed over a batch is said too."""
+        batches = iter(self._batches)
+        while True:
+            try:
+                made = next(batches)
+            except StopIteration:
+                return
+            except (EOFError, ConnectionError) as error:
+                # torch has not noticed yet, and reads from a socket that nobody writes to.
+                raise RuntimeError(
+                    "DataLoader worker exited unexpectedly while it handed over a batch: was it "
+                    "killed, or out of memory?"
+                ) from error
+            yield made
 
     def _accept(self, made: StreamBatch) -> ClipBatch:
         for bad in made.bad_clips:

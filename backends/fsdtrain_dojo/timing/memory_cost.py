@@ -58,17 +58,24 @@ class MemoryTraffic:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryWay:
-    """A way between memory and nodes: elements, and how long links and interfaces are busy."""
+    """A way between memory and nodes: elements, how long links and interfaces are busy, latency."""
 
     traffic: MemoryTraffic
     links: Busy
     memory_s: float
+    latency_s: float
 
 
 def find_way(
-    fabric: Fabric, split: SplitBoxes, element_bytes: float, *, share: float = 1.0, is_load: bool
+    fabric: Fabric,
+    split: SplitBoxes,
+    element_bytes: float,
+    *,
+    share: float = 1.0,
+    is_load: bool,
+    ports_s: float = 0.0,
 ) -> MemoryWay:
-    """The quicker of the ways at the top of this file."""
+    """The quicker of the ways at the top of this file; ports of nodes take `ports_s` on both."""
     memory = fabric.memory
     assert memory is not None, "transfers with a memory that the machine lacks"
     boxes = split.boxes
@@ -85,8 +92,18 @@ def find_way(
         hops = (traffic.east, traffic.west, traffic.south, traffic.north)
         busiest = float(traffic.by_interface.max()) * element_bytes
         links = busiest_link(fabric, *hops, element_bytes * waste)
-        ways.append(MemoryWay(traffic=traffic, links=links, memory_s=busiest * accesses / rate))
-    return min(ways, key=lambda way: max(way.links.seconds, way.memory_s))
+        ways.append(
+            MemoryWay(
+                traffic=traffic,
+                links=links,
+                memory_s=busiest * accesses / rate,
+                latency_s=memory.latency_s + _way_s(fabric, memory, split, traffic),
+            )
+        )
+    return min(
+        ways,
+        key=lambda way: way.latency_s + max(way.links.after_first_s, way.memory_s, ports_s),
+    )
 
 
 def cost_memory(
@@ -102,16 +119,23 @@ def cost_memory(
         return TransferCost(seconds=0.0, latency_s=0.0)
     memory = fabric.memory
     assert memory is not None, "transfers with a memory that the machine lacks"
-    way = find_way(fabric, split, element_bytes, share=share, is_load=is_load)
-    traffic = way.traffic
     waste = packet_waste(fabric, float(moved.max()))
+    ports = busiest_port(fabric, float(moved.max()) * waste, fabric.receive_bytes_per_s)
+    way = find_way(
+        fabric,
+        split,
+        element_bytes,
+        share=share,
+        is_load=is_load,
+        ports_s=ports.after_first_s if is_load else 0.0,
+    )
+    traffic = way.traffic
     outside = float(traffic.by_interface.sum()) * element_bytes
     arriving = float(moved.sum()) if is_load else outside
     links = way.links
     if is_load:
-        most = float(moved.max()) * waste
-        links |= busiest_port(fabric, most, fabric.receive_bytes_per_s)
-    latency_s = memory.latency_s + _way_s(fabric, memory, split, traffic)
+        links |= ports
+    latency_s = way.latency_s
     levels, joules = over_hops(fabric, traffic.east, traffic.west, traffic.south, traffic.north)
     scale = element_bytes * waste
     accessed = outside * access_waste(

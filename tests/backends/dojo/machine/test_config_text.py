@@ -61,6 +61,7 @@ def test_the_comment_says_what_stands_behind_null():
     assert "\nnum_accumulators: null # 4, assumed, 1 to 16\n" in text
 
 
+@pytest.mark.usefixtures("a_process_of_its_own")
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

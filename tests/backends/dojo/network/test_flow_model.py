@@ -130,8 +130,11 @@ def test_no_byte_is_lost_and_no_flow_beats_the_bound_by_more_than_latencies(draw
 
 
 @settings(max_examples=30, deadline=None)
-@given(traffics, st.integers(1, 8))
+@given(traffics, st.sampled_from([0.5, 1, 2, 4, 8]))
 def test_more_bandwidth_everywhere_makes_every_flow_quicker_in_proportion(drawn, factor):
+    """Powers of two: other factors round, and where two inputs of a router tie, rounding decides
+    which is served (traffic (1, 36) at 3 times the bandwidth: 9 % apart).
+    """
     faster = square(4, link=LinkKind(bytes_per_clock=64 * factor, latency_clocks=1))
     slow, fast = draw_traffic(*drawn), draw_traffic(*drawn, mesh=faster)
     latency = slow.routes.latency
