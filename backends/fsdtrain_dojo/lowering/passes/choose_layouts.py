@@ -12,7 +12,6 @@ equally placed values are looked up. Weights and what belongs to them lie spread
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
 from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division, settled
@@ -26,6 +25,7 @@ from fsdtrain_dojo.lowering.kernel import (
     Value,
     ValueKind,
 )
+from fsdtrain_dojo.lowering.keys import boxes_key, division_key, key_of, signature
 from fsdtrain_dojo.lowering.mapping import (
     Boxes,
     Layout,
@@ -33,6 +33,8 @@ from fsdtrain_dojo.lowering.mapping import (
     Storage,
 )
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
+from fsdtrain_dojo.lowering.uses import find_last_uses, find_readers
+from fsdtrain_dojo.lowering.words import describe_choice
 from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 from fsdtrain_dojo.timing.transfer_cost import classify, has_own
@@ -108,7 +110,7 @@ class _Walk:
         self.grid = self.costs.fabric.grid
         self.places: dict[str, _Place] = {}
         self.last_use = find_last_uses(graph)
-        self.readers = _find_readers(graph)
+        self.readers = find_readers(graph)
         self.resident_bytes = 0  # at the fullest node, if no value lay where another does
         self.held = Held(self.costs)
         self._chosen: dict[object, _Choice] = {}
@@ -137,7 +139,7 @@ class _Walk:
             assert division is not None
             boxes = self.costs.divided(value.shape, division)
         layout = Layout(storage=Storage.SRAM, boxes=boxes)
-        key = (value.shape, _key(division)) if division else (value.shape, _boxes_key(boxes))
+        key = (value.shape, division_key(division)) if division else (value.shape, boxes_key(boxes))
         self.places[value.name] = _Place(layout=layout, division=division, key=key)
         self.resident_bytes += layout.peak_elements * value.element_bytes
 
@@ -147,7 +149,7 @@ class _Walk:
         budget = self._budget()
         self.held.begin(kernel)
         key = (
-            _signature(kernel, values),
+            signature(kernel, values),
             tuple(self.places[access.value].key for access in kernel.loaded),
             self.held.key(kernel),
             budget,
@@ -375,7 +377,7 @@ class _Walk:
         old = self.places.get(self.graph.renews.get(name, ""))
         if old is None or old.layout.boxes is None:
             return finish
-        if finish.division is not None and _key(finish.division) == _key_of(old.division):
+        if finish.division is not None and division_key(finish.division) == key_of(old.division):
             return finish
         pattern = finish.pattern
         if not has_own(finish.boxes, old.layout.boxes):
@@ -490,88 +492,3 @@ def _with_needed_stores(graph: KernelGraph, steps: Sequence[Step]) -> list[Step]
         return replace(each, pattern=Pattern.HBM_STORE, target=outside)
 
     return [replace(step, stores=tuple(map(store, step.stores))) for step in steps]
-
-
-def describe_choice(kernel: Kernel, mapping: Mapping, time: KernelTime) -> str:
-    """One line: who does what, how long it takes, bound by what."""
-
-    def words(parts: Sequence[Any]) -> str:
-        return " x ".join(f"{kernel.loops[part.loop].name}/{part.count}" for part in parts) or "-"
-
-    steps = ", ".join(
-        f"{kernel.loops[loop].name} in {count}" for loop, count in mapping.steps.items()
-    )
-    where = (
-        "every node for itself"
-        if mapping.is_everywhere
-        else f"rows {words(mapping.rows)}, columns {words(mapping.columns)}"
-    )
-    return (
-        f"{1e6 * time.seconds:.2f} us: {where}{f', {steps} steps' if steps else ''}; "
-        f"bound by {time.bound.value}"
-    )
-
-
-def find_last_uses(graph: KernelGraph) -> dict[str, int]:
-    """Number of the last kernel that needs a value; those that outlive the step are left out."""
-    lasting = {
-        name
-        for name, value in graph.values.items()
-        if value.is_output or value.kind in (ValueKind.WEIGHT, ValueKind.STATE)
-    } | set(graph.renews)
-    found = {}
-    for number, kernel in enumerate(graph.kernels):
-        for access in (*kernel.loaded, *kernel.stored):
-            if access.value not in lasting:
-                found[access.value] = number
-    return found
-
-
-def _find_readers(graph: KernelGraph) -> dict[str, list[Kernel]]:
-    found: dict[str, list[Kernel]] = {}
-    for kernel in graph.kernels:
-        for access in kernel.loaded:
-            found.setdefault(access.value, []).append(kernel)
-    return found
-
-
-def _signature(kernel: Kernel, values: Any) -> object:
-    """What decides a kernel's mappings: equal for equal kernels of other layers."""
-
-    def accesses(each: Sequence[Access]) -> object:
-        return tuple(
-            (
-                access.spans,
-                values[access.value].shape,
-                values[access.value].format,
-                access.is_gathered,
-                access.gathered_share,
-            )
-            for access in each
-        )
-
-    return (
-        kernel.op,
-        kernel.unit,
-        kernel.loops,
-        kernel.macs,
-        kernel.flops,
-        kernel.specials,
-        accesses(kernel.loaded),
-        accesses(kernel.stored),
-        accesses(kernel.writes),
-        tuple((each.op, each.flops, each.specials) for each in kernel.epilogue),
-    )
-
-
-def _key(division: Mapping) -> object:
-    return (division.rows, division.columns, division.is_everywhere)
-
-
-def _key_of(division: Mapping | None) -> object:
-    return None if division is None else _key(division)
-
-
-def _boxes_key(boxes: Boxes) -> object:
-    arrays = (*boxes.first, *boxes.end, boxes.busy)
-    return tuple((each.shape, each.tobytes()) for each in arrays)

@@ -10,9 +10,10 @@ from fsdtrain_dojo.lowering.kernel import KernelGraph, Phase, ValueKind
 from fsdtrain_dojo.lowering.lower import GRAPH_PASSES, lower
 from fsdtrain_dojo.lowering.mapping import divided_boxes
 from fsdtrain_dojo.lowering.passes import choose_layouts as module_under_test
-from fsdtrain_dojo.lowering.passes.choose_layouts import choose_layouts, describe_choice
+from fsdtrain_dojo.lowering.passes.choose_layouts import choose_layouts
 from fsdtrain_dojo.lowering.program import Pattern, TileProgram
 from fsdtrain_dojo.lowering.verify import verify_graph, verify_program
+from fsdtrain_dojo.lowering.words import describe_choice
 from fsdtrain_dojo.machine.catalog import read_machine
 from fsdtrain_dojo.spatial.execute import execute
 from fsdtrain_dojo.timing.costs import Costs
@@ -104,7 +105,7 @@ def test_a_large_product_comes_near_the_roofline_of_a_die():
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel is unlike all others."""
     count = iter(range(10**9))
-    monkeypatch.setattr(module_under_test, "_signature", lambda kernel, values: next(count))
+    monkeypatch.setattr(module_under_test, "signature", lambda kernel, values: next(count))
 
 
 @pytest.mark.parametrize("name", ["holes", "gpu"])
