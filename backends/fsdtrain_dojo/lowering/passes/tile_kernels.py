@@ -10,7 +10,7 @@ into more or fewer steps. Knows the machine's timing, not how transfers go.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from math import ceil
 
 from fsdtrain_dojo.lowering.candidates import largest_share
@@ -26,6 +26,7 @@ from fsdtrain_dojo.timing.overlap import overlap
 from fsdtrain_dojo.timing.step_loads import DOUBLE, StepPlan, plan_steps
 
 MAX_ROUNDS = 64  # of climbing
+POOR = 1.3  # times that: another start is tried
 GOOD_ENOUGH = 1.05  # times the least that any division could take: the search ends
 MIN_DEPTH = 64  # of a step of a matrix product: shorter ones are mostly latency
 FIRST_CHOICES = 3  # steps that each group of loops is tried with at first
@@ -173,15 +174,27 @@ def _climb(search: _Search) -> tuple[tuple[float, float], Steps]:
         is_deep = [set(loops) <= search.work.reductions for loops, _ in groups]
         for other in _square_points(counts, is_deep):
             best, point = min((best, point), (rank(other), other))
-    for _ in range(MAX_ROUNDS):
-        if best[0] == 0 and best[1] <= enough:
-            break
-        moves = [(rank(each), each) for each in _neighbours(point, counts, len(orders))]
-        if min(moves, default=(best,))[0] >= best:  # one more and another fewer, then
-            moves = [(rank(each), each) for each in _exchanges(point, counts)]
-        if min(moves, default=(best,))[0] >= best:
-            break
-        best, point = min(moves)
+
+    def climb(
+        best: tuple[float, float], point: tuple[int, ...]
+    ) -> tuple[tuple[float, float], tuple[int, ...]]:
+        for _ in range(MAX_ROUNDS):
+            if best[0] == 0 and best[1] <= enough:
+                break
+            moves = [(rank(each), each) for each in _neighbours(point, counts, len(orders))]
+            if min(moves, default=(best,))[0] >= best:  # one more and another fewer, then
+                moves = [(rank(each), each) for each in _exchanges(point, counts)]
+            if min(moves, default=(best,))[0] >= best:
+                break
+            best, point = min(moves)
+        return best, point
+
+    best, point = climb(best, point)
+    if best[0] or best[1] > POOR * enough:
+        # A hill of its own: begin again with two groups in a few steps each.
+        pairs = [(rank(each), each) for each in _pair_points(counts)]
+        if pairs:
+            best, point = min((best, point), climb(*min(pairs)))
     return best, steps_of(point)
 
 
@@ -217,6 +230,15 @@ def _square_points(
                 ),
                 0,
             )
+
+
+def _pair_points(counts: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+    """Two groups in a few steps each, the others in one."""
+    for first, second in combinations(range(len(counts)), 2):
+        for here, there in ((1, 1), (1, 3), (3, 1), (2, 2)):
+            if here < len(counts[first]) and there < len(counts[second]):
+                places = {first: here, second: there}
+                yield (*(places.get(group, 0) for group in range(len(counts))), 0)
 
 
 def _neighbours(
