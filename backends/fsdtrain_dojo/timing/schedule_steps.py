@@ -153,10 +153,10 @@ class _Schedule:
             self._send(number, transfer, self.now, self.now, 1)
         loads = [self._load(each, step, index) for index, each in enumerate(step.loads)]
         fetches = [self._fetch(each) for each in self.fetches.get(number, ())]
-        later = [each for each in step.stores if self._can_travel(each)]
+        later = [each for each in step.stores if self._can_travel(step, each)]
         stores = [self.costs.store(each, values[each.value]) for each in step.stores]
         at_once = [
-            NOTHING if self._can_travel(each) else cost
+            NOTHING if self._can_travel(step, each) else cost
             for each, cost in zip(step.stores, stores, strict=True)
         ]
         time = self.costs.time(step, loads, at_once, values)
@@ -203,9 +203,12 @@ class _Schedule:
     def _value(self, transfer: Transfer) -> Value:
         return self.program.graph.values[transfer.value]
 
-    def _can_travel(self, store: Transfer) -> bool:
+    def _can_travel(self, step: Step, store: Transfer) -> bool:
+        """Whether a result is on its way while the next kernels run."""
         if not self.costs.fabric.keeps_values:
             return False
+        if step.kernel.epilogue and store.pattern in _REDUCTIONS:
+            return False  # the epilogue computes with the sum, and others with its results
         return store.pattern in _REDUCTIONS or store.pattern is Pattern.HBM_STORE
 
     def _has_room(self, number: int) -> bool:

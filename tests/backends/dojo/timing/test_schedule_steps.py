@@ -113,6 +113,20 @@ def test_sums_of_gradients_travel_while_the_next_kernels_compute():
     assert time.seconds < sum(each.alone.seconds for each in time.steps)
 
 
+@pytest.mark.parametrize("name", ["die", "slow links"])
+def test_an_epilogue_waits_for_the_sum_that_it_computes_with(name):
+    """So does the kernel after it: batch norm's deviation is that of all nodes' squares."""
+    program, time, costs = program_on(name), time_on(name), Costs(machine_of(name))
+    num_sums = 0
+    for step, each in zip(program.steps, time.steps, strict=True):
+        for store in step.stores if step.kernel.epilogue else ():
+            if store.pattern in (Pattern.ALL_REDUCE, Pattern.REDUCE, Pattern.REDUCE_SCATTER):
+                assert costs.store(store, program.graph.values[store.value]).seconds > 0
+                assert each.end_s - each.start_s >= each.alone.seconds * (1 - 1e-9)
+                num_sums += 1
+    assert num_sums > 0
+
+
 def test_without_anything_beside_a_program_is_the_sum_of_its_kernels():
     """On one node nothing is sent, and nothing lies outside."""
     machine = read_machine(SINGLE)
