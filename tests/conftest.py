@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,11 @@ from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
 from fsdtrain.settings import ModelSettings, TrainingSettings, instantiate, read_settings
+
+# Without a GPU, Triton's kernels are interpreted. It looks here when it is imported, which nothing
+# above does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 MakeClip = Callable[..., Clip]
 MakeBatch = Callable[..., ClipBatch]
