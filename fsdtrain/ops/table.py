@@ -3,14 +3,16 @@
 A model gets its table when it is built and calls ops through nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fsdtrain.ops.ms_deform_attn import ms_deform_attn
 from fsdtrain.ops.project_sample import project_sample
 from fsdtrain.ops.warp_bev import warp_bev
 
+MsDeformAttn = Callable[[Tensor, Tensor, Tensor, Sequence[tuple[int, int]]], Tensor]
 ProjectSample = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int], int], Tensor]
 WarpBev = Callable[[Tensor, Tensor, tuple[float, float], float], Tensor]
 
@@ -19,5 +21,6 @@ WarpBev = Callable[[Tensor, Tensor, tuple[float, float], float], Tensor]
 class OpTable:
     """One callable an op, with the signature of its reference; the references are the default."""
 
+    ms_deform_attn: MsDeformAttn = ms_deform_attn
     project_sample: ProjectSample = project_sample
     warp_bev: WarpBev = warp_bev

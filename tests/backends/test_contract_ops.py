@@ -24,6 +24,7 @@ class OpCase:
     op: str
     label: str
     make: Callable[[torch.Generator], tuple[Any, ...]]
+    num_differentiable: int = 1  # leading tensors that are learnt through
 
 
 def random_rig(
@@ -111,6 +112,30 @@ def warp_bev_case(
     return OpCase("warp_bev", label, make)
 
 
+def ms_deform_attn_case(
+    label: str,
+    *,
+    value: tuple[int, int, int],
+    queries: tuple[int, int],
+    level_sizes: tuple[tuple[int, int], ...],
+    zero_share: float = 0.0,
+    margin: float = 0.2,
+) -> OpCase:
+    """`value` is [B, H, C], `queries` [Q, P]; some locations lie beyond the maps' borders."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        (B, H, C), (Q, P), L = value, queries, len(level_sizes)
+        S = sum(h * w for h, w in level_sizes)
+        values = torch.randn(B, S, H, C, generator=generator)
+        places = torch.rand(B, Q, H, L, P, 2, generator=generator)
+        places = places * (1 + 2 * margin) - margin
+        weights = torch.randn(B, Q, H, L, P, generator=generator)
+        is_zero = torch.rand(weights.shape, generator=generator) < zero_share
+        return values, places, weights.masked_fill(is_zero, 0.0), level_sizes
+
+    return OpCase("ms_deform_attn", label, make, num_differentiable=3)
+
+
 CASES = (
     project_sample_case(
         "tiny", feats=(2, 2, 2, 8, 6, 12), points=(2, 8, 8), image_size=(24, 48), max_views=2
@@ -141,6 +166,27 @@ CASES = (
     project_sample_case(
         "channels last", feats=(2, 2, 3, 6, 5, 9), points=(2, 7, 9), image_size=(20, 36),
         max_views=2, is_channels_last=True,
+    ),
+    ms_deform_attn_case(
+        "tiny", value=(2, 2, 8), queries=(16, 4), level_sizes=((6, 12), (3, 6)),
+    ),
+    ms_deform_attn_case(
+        "primes", value=(3, 5, 7), queries=(31, 3), level_sizes=((5, 11), (7, 3), (2, 13)),
+    ),
+    ms_deform_attn_case(
+        "one of each", value=(1, 1, 1), queries=(1, 1), level_sizes=((1, 1),), margin=0.0,
+    ),
+    ms_deform_attn_case(
+        "most weights are zero",
+        value=(2, 4, 16), queries=(40, 8), level_sizes=((4, 7),) * 6, zero_share=0.9,
+    ),
+    ms_deform_attn_case(
+        "far beyond the borders",
+        value=(1, 2, 3), queries=(50, 2), level_sizes=((4, 4),), margin=5.0,
+    ),
+    ms_deform_attn_case(
+        "all queries read one pixel",
+        value=(1, 2, 5), queries=(300, 2), level_sizes=((1, 1), (2, 1)),
     ),
     warp_bev_case("square", bev=(2, 8, 16, 16)),
     warp_bev_case("primes", bev=(3, 5, 13, 7)),
@@ -174,18 +220,22 @@ def worst(found: Tensor, expected: Tensor) -> float:
 def test_ops_and_their_gradients_agree_with_the_references(
     backend: Backend, case: OpCase, dtype: torch.dtype
 ) -> None:
-    """Calibration and motion are data: the one input that is learnt through is the first."""
+    """Calibration and motion are data; what is learnt through comes first."""
     generator = torch.Generator().manual_seed(sum(case.label.encode()))
     feats, *others = case.make(generator)
-    feats = feats.to(dtype)
-    expected_feats = feats.double().requires_grad_()
-    expected = getattr(OpTable(), case.op)(expected_feats, *map(in_float64, others))
+    arguments = [feats.to(dtype), *others]
+    exact = [in_float64(value) for value in arguments]
+    learnt = range(case.num_differentiable)
+    for i in learnt:
+        exact[i].requires_grad_()
+    expected = getattr(OpTable(), case.op)(*exact)
     cotangent = torch.randn(expected.shape, generator=generator).to(dtype)
     expected.backward(cotangent.double())
 
-    given = [backend.to_device(v) if isinstance(v, Tensor) else v for v in (feats, *others)]
+    given = [backend.to_device(v) if isinstance(v, Tensor) else v for v in arguments]
     copies = [v.clone() if isinstance(v, Tensor) else v for v in given]
-    given[0] = given[0].detach().requires_grad_()
+    for i in learnt:
+        given[i] = given[i].detach().requires_grad_()
     found = getattr(backend.op_table(), case.op)(*given)
     found.backward(backend.to_device(cotangent))
 
@@ -196,10 +246,9 @@ def test_ops_and_their_gradients_agree_with_the_references(
     rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
     tolerance = backend.tolerance.op_relative + rounding
     assert worst(found, expected.detach()) <= tolerance
-    gradient, expected_gradient = given[0].grad, expected_feats.grad
-    assert gradient is not None
-    assert expected_gradient is not None
-    assert gradient.dtype == dtype
-    assert worst(gradient, expected_gradient) <= tolerance
+    for i in learnt:
+        assert given[i].grad is not None
+        assert given[i].grad.dtype == given[i].dtype
+        assert worst(given[i].grad, exact[i].grad) <= tolerance, f"gradient of argument {i}"
     for value, before in zip(given, copies, strict=True):
         assert not isinstance(value, Tensor) or torch.equal(value, before), "an input was changed"
