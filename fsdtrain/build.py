@@ -6,6 +6,7 @@ Each function takes plain settings and returns one object; classes that a config
 
 import hashlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,7 @@ from fsdtrain.data.synthetic.fleet import FleetPaths, SyntheticFleet, cached_fle
 from fsdtrain.errors import UserError
 from fsdtrain.heads.head import Head
 from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.models.lift import Lift
 from fsdtrain.ops.table import OpTable
 from fsdtrain.settings import DataSettings, ModelSettings, Settings, instantiate
 
@@ -35,7 +37,13 @@ def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
     )
     heads = {name: instantiate(options, Head, grid=grid) for name, options in model.heads.items()}
     return instantiate(
-        model.network, HydraBev, grid=grid, image_size=model.image_size, heads=heads, ops=ops
+        model.network,
+        HydraBev,
+        grid=grid,
+        image_size=model.image_size,
+        heads=heads,
+        make_lift=partial(instantiate, model.lift, Lift, grid=grid, ops=ops),
+        ops=ops,
     )
 
 

@@ -47,6 +47,18 @@ class GridSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 )
 
 
+class PillarSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The places above a cell that look into the cameras; for the lifts that ask for them."""
+
+    heights_m: list[float]  # z of the voxel layers
+    max_views: int  # how many cameras at most count for one voxel
+
+    def __post_init__(self) -> None:
+        heights, views = self.heights_m, self.max_views
+        _require(bool(heights), "model.pillars.heights_m", heights, "at least one height")
+        _require(views >= 1, "model.pillars.max_views", views, "at least 1")
+
+
 class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which clips, and how they become batches."""
 
@@ -125,7 +137,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     image_size: tuple[int, int]  # rows, columns
     num_frames: int
     grid: GridSettings
-    network: dict[str, Any]  # _target_ and its options
+    pillars: PillarSettings
+    lift: dict[str, Any]  # _target_ and its options
+    network: dict[str, Any]  # likewise
     heads: dict[str, dict[str, Any]]  # name -> _target_ and its options
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
 
 from fsdtrain.backend import HISTOGRAM_BINS, HISTOGRAM_MIN_EXPONENT, TensorNumerics
+from fsdtrain.build import build_network
 from fsdtrain.data.batch import ClipBatch, ClipWindow
 from fsdtrain.data.collate import Sample, collate
 from fsdtrain.data.geometry import (
@@ -41,11 +42,10 @@ from fsdtrain.data.schema import (
     Rig,
 )
 from fsdtrain.data.video import encode_h264
-from fsdtrain.heads.head import Head
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
-from fsdtrain.settings import ModelSettings, TrainingSettings, instantiate, read_settings
+from fsdtrain.settings import ModelSettings, TrainingSettings, read_settings
 
 # Without a GPU, Triton's kernels are interpreted. It looks here when it is imported, which nothing
 # above does.
@@ -143,7 +143,7 @@ def _smallest_model() -> ModelSettings:
             "run_dir=.", f"model.image_size={list(IMAGE_SIZE)}",
             *(f"model.grid.{name}={getattr(GRID, name)}" for name in GRID.__dataclass_fields__),
             "model.network.stage_channels=[8,8]", "model.network.stage_blocks=[1,1]",
-            "model.network.lift_channels=8", "model.network.lift_heights_m=[0.2,1.6]",
+            "model.network.lift_channels=8", "model.pillars.heights_m=[0.2,1.6]",
             "model.network.encoder_channels=[8,8]", "model.network.encoder_blocks=[1,1]",
             f"model.heads.path.num_steps={PATH_STEPS}", "model.heads.path.report_s=1.0",
             "model.heads.path.channels=4", "model.heads.path.hidden=8",
@@ -154,16 +154,7 @@ def _smallest_model() -> ModelSettings:
 
 def _make_network(*, seed: int = 0, ops: OpTable | None = None) -> HydraBev:
     torch.manual_seed(seed)
-    model = _smallest_model()
-    heads = {name: instantiate(model.heads[name], Head, grid=GRID) for name in ("vehicle", "path")}
-    return instantiate(
-        model.network,
-        HydraBev,
-        grid=GRID,
-        image_size=IMAGE_SIZE,
-        heads=heads,
-        ops=OpTable() if ops is None else ops,
-    )
+    return build_network(_smallest_model(), OpTable() if ops is None else ops)
 
 
 def _make_batch(

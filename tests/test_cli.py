@@ -477,7 +477,7 @@ def test_a_run_can_be_repeated_evaluated_and_resumed(capsys: Capture, tmp_path: 
         capsys,
         "fit",
         *SMOKE,
-        "model.network.max_views=1",
+        "model.pillars.max_views=1",
         "model.heads.path.hidden=3",
         f"ckpt_path={checkpoint}",
     )

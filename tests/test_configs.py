@@ -17,7 +17,10 @@ from fsdtrain.paths import config_dir
 from fsdtrain.settings import Settings, _find_class, read_profile_settings, read_settings
 
 COMMANDS = ("fit", "validate", "profile")
-GROUPS = ("backend", "backend/machine", "backend/recipe", "data", "experiment", "model", "training")
+GROUPS = (
+    "backend", "backend/machine", "backend/recipe", "data", "experiment", "model", "model/lift",
+    "training",
+)  # fmt: skip
 FILES = sorted(config_dir().rglob("*.yaml"))
 OPTIONS = [
     (group, path.stem)
@@ -25,7 +28,11 @@ OPTIONS = [
     if (group := path.parent.relative_to(config_dir()).as_posix()) in GROUPS
 ]
 # What `build_network` adds to the options of the config.
-GIVEN = {"network": ("grid", "image_size", "heads", "ops"), "heads": ("grid",)}
+GIVEN = {
+    "network": ("grid", "image_size", "heads", "make_lift", "ops"),
+    "lift": ("grid", "ops", "in_channels", "out_channels"),
+    "heads": ("grid",),
+}
 
 # Adding a knob is a decision: it has a default that works, one owner and a comment with its unit.
 KNOBS = {
@@ -35,8 +42,9 @@ KNOBS = {
         "augmentation batch_size cameras crop_bottom crop_top fleet frame_stride "
         "max_bad_clips num_workers source train val"
     ),
-    "model": "heads image_size network num_frames",
+    "model": "heads image_size lift network num_frames",
     "model.grid": "cell_m x_max_m x_min_m y_max_m y_min_m",
+    "model.pillars": "heights_m max_views",
     "training": (
         "accumulate_batches early_stop_patience ema_decay gradient_clip_norm "
         "learning_rate log_every_steps max_steps monitor monitor_mode schedule "
@@ -45,7 +53,7 @@ KNOBS = {
 }
 PROFILE_KNOBS = {**KNOBS, "": "ckpt_path explain num_report_clips page resume run_dir seed trace"}
 # Options of classes: whoever owns the class owns them.
-LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.network")
+LEAVES = ("data.augmentation", "data.fleet", "model.heads", "model.lift", "model.network")
 
 
 def compose(command: str, *overrides: str) -> DictConfig:
@@ -93,6 +101,7 @@ def classes(config: DictConfig) -> Iterator[tuple[str, type, dict[str, Any], tup
     plain: Any = OmegaConf.to_container(config, resolve=True)
     places = {
         "network": plain["model"]["network"],
+        "lift": plain["model"]["lift"],
         "fleet": plain["data"]["fleet"],
         "augmentation": plain["data"]["augmentation"],
         **{f"heads.{name}": options for name, options in plain["model"]["heads"].items()},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from fsdtrain.build import build_network
 from fsdtrain.data.geometry import BevGrid
 from fsdtrain.errors import UserError
 from fsdtrain.heads.head import Head
@@ -84,6 +85,9 @@ def test_validate_reads_the_same_settings() -> None:
         ("model.grid.cell_m=small", r"model\.grid\.cell_m"),
         ("model.heads=vehicle", r"model\.heads"),
         ("model.network=3", r"model\.network"),
+        ("model.lift=steerable", r"model\.lift"),
+        ("model.pillars.heights_m=[]", r"model\.pillars\.heights_m=.*at least one"),
+        ("model.pillars.max_views=0", r"model\.pillars\.max_views=0: .*at least 1"),
         ("backend.name=null", r"backend\.name"),
         ("resume=first", r"resume"),
         ("seed=one", r"seed"),
@@ -320,10 +324,11 @@ def test_options_that_do_not_fit_are_one_sentence(options: dict[str, Any], sente
         ("model.network.stage_channels=3", "stage_channels"),
         ("model.network.stage_channels=[a,b]", "stage_channels"),
         ("model.network.stem_stride=3", "stem_stride=3"),
-        ("model.network.max_views=two", "max_views"),
+        ("model.lift.max_views=two", "max_views"),
         ("model.image_size=[47,96]", "image_size"),
         ("+model.network.depth=3", "depth"),
-        ("~model.network.max_views", "max_views"),
+        ("~model.lift.max_views", "max_views"),
+        ("model.lift._target_=fsdtrain.models.memory.BevMemory", "Lift"),
         ("model.heads.path.hidden=wide", "hidden"),
         ("+model.heads.vehicle.colour=red", "colour"),
     ],
@@ -336,7 +341,4 @@ def test_a_network_that_cannot_be_built_is_one_sentence(override: str, sentence:
 
 
 def build(model: ModelSettings) -> HydraBev:
-    heads = {name: instantiate(options, Head, grid=GRID) for name, options in model.heads.items()}
-    return instantiate(
-        model.network, HydraBev, grid=GRID, image_size=model.image_size, heads=heads, ops=OpTable()
-    )
+    return build_network(model, OpTable())

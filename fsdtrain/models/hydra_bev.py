@@ -4,7 +4,7 @@ The path of a batch is `HydraBev.forward`, top to bottom. Static shapes and no b
 tensor's values: one graph under torch.compile, whatever the calibration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,12 @@ class HydraBev(nn.Module):
         image_size: (H, W) of the frames, multiples of twice the backbone's stride.
         heads: by the name their outputs, losses and metrics carry; each maps the bird's-eye view
             and the batch to named outputs (fsdtrain/heads/head.py).
+        make_lift: called with in_channels and out_channels.
         ops: the backend's implementations.
         stem_stride: 2 or 4.
         stage_channels: widths of the backbone's stages, each half the size of the one before.
         stage_blocks: residual blocks of each stage.
         lift_channels: of the image features that are lifted.
-        lift_heights_m: z of the voxel layers.
-        max_views: how many cameras at most count for one voxel.
         has_memory: False leaves every frame to itself.
         memory_kernel: of the convolutions over the memory's state.
         encoder_channels: of the bird's-eye view at each resolution; the first is what heads get.
@@ -50,13 +49,12 @@ class HydraBev(nn.Module):
         grid: BevGrid,
         image_size: tuple[int, int],
         heads: Mapping[str, nn.Module],
+        make_lift: Callable[..., Lift],
         ops: OpTable,
         stem_stride: int,
         stage_channels: Sequence[int],
         stage_blocks: Sequence[int],
         lift_channels: int,
-        lift_heights_m: Sequence[float],
-        max_views: int,
         has_memory: bool,
         memory_kernel: int,
         encoder_channels: Sequence[int],
@@ -79,14 +77,7 @@ class HydraBev(nn.Module):
         )
         _check_image_size(self.image_size, 2 * self.backbone.stride)
         channels = encoder_channels[0]
-        self.lift = Lift(
-            grid=grid,
-            heights_m=lift_heights_m,
-            in_channels=lift_channels,
-            out_channels=channels,
-            max_views=max_views,
-            project_sample=ops.project_sample,
-        )
+        self.lift = make_lift(in_channels=lift_channels, out_channels=channels)
         self.memory = (
             BevMemory(grid=grid, channels=channels, kernel=memory_kernel, warp_bev=ops.warp_bev)
             if has_memory

@@ -1,48 +1,21 @@
-"""From image features to bird's-eye view: pillars of voxel centres look into the cameras."""
+"""The step from image features to bird's-eye view, as the network sees it.
 
-from collections.abc import Sequence
+Which lift a model has is a choice of its config, `model.lift=...`; a class of your own is named
+there by its `_target_`.
+"""
 
-import torch
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
-from fsdtrain.data.geometry import BevGrid
-from fsdtrain.ops.table import ProjectSample
 
+class Lift(nn.Module, ABC):
+    """Calibration is an input, so that rigs and augmentation may vary from clip to clip.
 
-class Lift(nn.Module):
-    """Sample every voxel, then mix the Z layers of a cell.
-
-    Calibration is an input, so that rigs and augmentation may vary from clip to clip. Source:
-    Simple-BEV, arXiv 2206.07959.
+    The constructor is given `grid` (BevGrid) and `ops` (OpTable) beside the config's options.
     """
 
-    def __init__(
-        self,
-        *,
-        grid: BevGrid,
-        heights_m: Sequence[float],
-        in_channels: int,
-        out_channels: int,
-        max_views: int,
-        project_sample: ProjectSample,
-    ) -> None:
-        super().__init__()
-        self.project_sample = project_sample
-        self.max_views = max_views
-        num_x, num_y = grid.shape
-        # From the same formula as the grid's cell_centers, but in torch: under a meta device
-        # the buffer is a meta tensor too.
-        x = grid.x_min_m + (torch.arange(num_x) + 0.5) * grid.cell_m
-        y = grid.y_min_m + (torch.arange(num_y) + 0.5) * grid.cell_m
-        z = torch.tensor(list(heights_m), dtype=x.dtype)
-        layers = torch.meshgrid(z, x, y, indexing="ij")
-        points_ZXY3 = torch.stack([layers[1], layers[2], layers[0]], -1)
-        self.points_ZXY3: Tensor
-        self.register_buffer("points_ZXY3", points_ZXY3, persistent=False)
-        num_inputs = in_channels * len(heights_m)
-        self.mix = nn.Parameter(torch.randn(out_channels, num_inputs) * num_inputs**-0.5)
-        self.norm_relu = nn.Sequential(nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
-
+    @abstractmethod
     def forward(
         self,
         feats_BTNChw: Tensor,
@@ -50,19 +23,11 @@ class Lift(nn.Module):
         camera_to_ego_BN44: Tensor,
         image_size: tuple[int, int],
     ) -> Tensor:
-        """[B, T, C, X, Y]; a cell no camera sees holds the same learnt value everywhere."""
-        voxels_BTCZXY = self.project_sample(
-            feats_BTNChw,
-            self.points_ZXY3,
-            intrinsics_BN33,
-            camera_to_ego_BN44,
-            image_size,
-            self.max_views,
-        )
-        B, T, C, Z, X, Y = voxels_BTCZXY.shape
-        # A batched product and not a 1x1 convolution: it takes the op's layout as it is, and the
-        # change to channels last comes after it, where the tensor is several times smaller.
-        pillars = voxels_BTCZXY.reshape(B * T, C * Z, X * Y)
-        mixed = torch.bmm(self.mix.expand(B * T, -1, -1), pillars).reshape(B * T, -1, X, Y)
-        lifted: Tensor = self.norm_relu(mixed.contiguous(memory_format=torch.channels_last))
-        return torch.unflatten(lifted, 0, (B, T))
+        """Features of T frames of N cameras -> [B, T, C, X, Y], frame by frame.
+
+        Args:
+            feats_BTNChw: feature maps that cover the whole image, any stride.
+            intrinsics_BN33: pinhole, in pixels of an image of `image_size`.
+            camera_to_ego_BN44: rigid.
+            image_size: (H, W) in pixels.
+        """

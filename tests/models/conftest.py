@@ -1,29 +1,28 @@
 """Batches of random images from a ring of cameras, and a network small enough for every test."""
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from fsdtrain.build import build_network
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.geometry import BevGrid
 from fsdtrain.heads.ego_path import CROSSINGS, PATH, PATH_VALID, EgoPath, first_row_ahead
-from fsdtrain.heads.head import Head
 from fsdtrain.heads.vehicle_segmentation import COVER, VehicleSegmentation
+from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.models.sample_lift import SampleLift
 from fsdtrain.ops.table import OpTable
-from fsdtrain.settings import ModelSettings, instantiate
+from fsdtrain.settings import ModelSettings, read_settings
 
 MakeBatch = Callable[..., ClipBatch]
 MakeNetwork = Callable[..., HydraBev]
 GRID = BevGrid(x_min_m=-4.0, x_max_m=6.0, y_min_m=-4.0, y_max_m=4.0, cell_m=0.5)
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -101,19 +100,18 @@ def make_network() -> MakeNetwork:
     """`make_network(**changes)`: three cameras' worth of 16x32 images, all parts present."""
 
     def make(**changes: Any) -> HydraBev:  # Any: knobs of HydraBev, whatever their types
+        ops = changes.pop("ops", OpTable())
         options: dict[str, Any] = {
             "stem_stride": 2,
             "stage_channels": [6, 8],
             "stage_blocks": [1, 1],
             "lift_channels": 4,
-            "lift_heights_m": [0.0, 1.0],
-            "max_views": 2,
             "has_memory": True,
             "memory_kernel": 3,
             "encoder_channels": [6, 8],
             "encoder_blocks": [1, 1],
             "encode_all_frames": True,
-            "ops": OpTable(),
+            "make_lift": partial(SampleLift, grid=GRID, ops=ops, heights_m=[0.0, 1.0], max_views=2),
         }
         torch.manual_seed(0)
         heads = {
@@ -139,34 +137,19 @@ def make_network() -> MakeNetwork:
                 crossing_weight=0.1,
             ),
         }
-        return HydraBev(grid=GRID, image_size=(16, 32), heads=heads, **(options | changes))
+        return HydraBev(grid=GRID, image_size=(16, 32), heads=heads, ops=ops, **(options | changes))
 
     return make
 
 
 @pytest.fixture
-def load_preset() -> Callable[[str], tuple[ModelSettings, HydraBev]]:
-    """`load_preset(name)` -> its settings and the network, without weights."""
+def load_preset() -> Callable[..., tuple[ModelSettings, HydraBev]]:
+    """`load_preset(name, lift=...)` -> its settings and the network, without weights."""
 
-    def load(name: str) -> tuple[ModelSettings, HydraBev]:
-        config = OmegaConf.create({"model": OmegaConf.load(CONFIGS / "model" / f"{name}.yaml")})
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
-        settings = msgspec.convert(plain["model"], ModelSettings)
-        grid = BevGrid(**msgspec.structs.asdict(settings.grid))
+    def load(name: str, *, lift: str = "project_sample") -> tuple[ModelSettings, HydraBev]:
+        config = compose_config("fit", ["run_dir=.", f"model={name}", f"model.lift={lift}"])
+        model = read_settings(config).model
         with torch.device("meta"):
-            heads = {
-                name: instantiate(options, Head, grid=grid)
-                for name, options in settings.heads.items()
-            }
-            network = instantiate(
-                settings.network,
-                HydraBev,
-                grid=grid,
-                image_size=settings.image_size,
-                heads=heads,
-                ops=OpTable(),
-            )
-        return settings, network
+            return model, build_network(model, OpTable())
 
     return load

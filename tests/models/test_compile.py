@@ -32,7 +32,7 @@ def gradients(step: TrainingStep, batch: ClipBatch) -> dict[str, Tensor]:
 def test_one_graph_with_the_gradients_of_eager(
     make_network: MakeNetwork, make_batch: MakeBatch
 ) -> None:
-    eager = TrainingStep(make_network(lift_heights_m=[0.5]))
+    eager = TrainingStep(make_network())
     compiled = copy.deepcopy(eager)
     compiled.compile(backend="aot_eager", fullgraph=True, dynamic=False)
 
