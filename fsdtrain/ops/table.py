@@ -8,11 +8,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fsdtrain.ops.bev_pool import bev_pool
 from fsdtrain.ops.ms_deform_attn import ms_deform_attn
 from fsdtrain.ops.project_sample import project_sample
 from fsdtrain.ops.warp_bev import warp_bev
 
 MsDeformAttn = Callable[[Tensor, Tensor, Tensor, Sequence[tuple[int, int]]], Tensor]
+BevPool = Callable[
+    [
+        Tensor, Tensor, Tensor, Tensor, Tensor,
+        tuple[int, int], tuple[float, float], float, tuple[int, int], tuple[float, float],
+    ],
+    Tensor,
+]  # fmt: skip
 ProjectSample = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int], int], Tensor]
 WarpBev = Callable[[Tensor, Tensor, tuple[float, float], float], Tensor]
 
@@ -22,5 +30,6 @@ class OpTable:
     """One callable an op, with the signature of its reference; the references are the default."""
 
     ms_deform_attn: MsDeformAttn = ms_deform_attn
+    bev_pool: BevPool = bev_pool
     project_sample: ProjectSample = project_sample
     warp_bev: WarpBev = warp_bev

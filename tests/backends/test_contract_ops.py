@@ -136,6 +136,38 @@ def ms_deform_attn_case(
     return OpCase("ms_deform_attn", label, make, num_differentiable=3)
 
 
+def bev_pool_case(
+    label: str,
+    *,
+    feats: tuple[int, int, int, int, int, int],
+    num_depths: int,
+    image_size: tuple[int, int],
+    num_cells: tuple[int, int],
+    cell_m: float = 0.5,
+    z_range_m: tuple[float, float] = (-1.0, 3.0),
+    reach_m: float = 12.0,
+    is_channels_last: bool = False,
+) -> OpCase:
+    """`feats` is [B, T, N, C, h, w]; the ego stands in the middle of the cells."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        B, T, N, C, h, w = feats
+        values = torch.randn(feats, generator=generator)
+        if is_channels_last:  # as the lift's convolutions leave them
+            flat = values.flatten(0, 2).contiguous(memory_format=torch.channels_last)
+            values = flat.view(B, T, N, C, h, w)
+        depth = torch.randn(B, T, N, h, w, num_depths, generator=generator).softmax(-1)
+        depths_m = 1 + (reach_m - 1) * torch.rand(num_depths, generator=generator).sort().values
+        intrinsics, pose = random_rig(generator, B, N, image_size)
+        corner = (-cell_m * num_cells[0] / 2, -cell_m * num_cells[1] / 2)
+        return (
+            values, depth.movedim(-1, 3), depths_m, intrinsics, pose,
+            image_size, corner, cell_m, num_cells, z_range_m,
+        )  # fmt: skip
+
+    return OpCase("bev_pool", label, make, num_differentiable=2)
+
+
 CASES = (
     project_sample_case(
         "tiny", feats=(2, 2, 2, 8, 6, 12), points=(2, 8, 8), image_size=(24, 48), max_views=2
@@ -188,6 +220,29 @@ CASES = (
         "all queries read one pixel",
         value=(1, 2, 5), queries=(300, 2), level_sizes=((1, 1), (2, 1)),
     ),
+    bev_pool_case(
+        "tiny", feats=(2, 2, 2, 8, 6, 12), num_depths=8, image_size=(24, 48), num_cells=(8, 12),
+    ),
+    bev_pool_case(
+        "primes", feats=(3, 1, 5, 7, 5, 11), num_depths=13, image_size=(37, 83),
+        num_cells=(19, 17), cell_m=0.7,
+    ),
+    bev_pool_case(
+        "one of each", feats=(1, 1, 1, 1, 1, 1), num_depths=1, image_size=(2, 2),
+        num_cells=(1, 1), cell_m=50.0,
+    ),
+    bev_pool_case(
+        "all points in one cell", feats=(2, 1, 2, 5, 4, 9), num_depths=11, image_size=(16, 36),
+        num_cells=(1, 1), cell_m=100.0, z_range_m=(-50.0, 50.0),
+    ),
+    bev_pool_case(
+        "hardly any point is inside", feats=(1, 2, 2, 3, 4, 6), num_depths=7, image_size=(16, 24),
+        num_cells=(30, 4), z_range_m=(0.0, 0.2), reach_m=60.0,
+    ),
+    bev_pool_case(
+        "channels last", feats=(2, 2, 3, 6, 5, 9), num_depths=10, image_size=(20, 36),
+        num_cells=(16, 9), is_channels_last=True,
+    ),
     warp_bev_case("square", bev=(2, 8, 16, 16)),
     warp_bev_case("primes", bev=(3, 5, 13, 7)),
     warp_bev_case("one cell", bev=(1, 1, 1, 1), shift_m=(0.1, 0.0)),
@@ -220,7 +275,10 @@ def worst(found: Tensor, expected: Tensor) -> float:
 def test_ops_and_their_gradients_agree_with_the_references(
     backend: Backend, case: OpCase, dtype: torch.dtype
 ) -> None:
-    """Calibration and motion are data; what is learnt through comes first."""
+    """Calibration and motion are data; what is learnt through comes first.
+
+    A loss, which is a scalar, is float32 whatever its inputs are.
+    """
     generator = torch.Generator().manual_seed(sum(case.label.encode()))
     feats, *others = case.make(generator)
     arguments = [feats.to(dtype), *others]
@@ -229,7 +287,8 @@ def test_ops_and_their_gradients_agree_with_the_references(
     for i in learnt:
         exact[i].requires_grad_()
     expected = getattr(OpTable(), case.op)(*exact)
-    cotangent = torch.randn(expected.shape, generator=generator).to(dtype)
+    result_dtype = dtype if expected.ndim else torch.float32
+    cotangent = torch.randn(expected.shape, generator=generator).to(result_dtype)
     expected.backward(cotangent.double())
 
     given = [backend.to_device(v) if isinstance(v, Tensor) else v for v in arguments]
@@ -240,7 +299,7 @@ def test_ops_and_their_gradients_agree_with_the_references(
     found.backward(backend.to_device(cotangent))
 
     assert found.shape == expected.shape
-    assert found.dtype == dtype
+    assert found.dtype == result_dtype
     assert found.device == given[0].device
     # The stated tolerance is for float32; below it the result is rounded once more.
     rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
