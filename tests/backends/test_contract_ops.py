@@ -236,12 +236,12 @@ CASES = (
         num_cells=(1, 1), cell_m=100.0, z_range_m=(-50.0, 50.0),
     ),
     bev_pool_case(
-        "hardly any point is inside", feats=(1, 2, 2, 3, 4, 6), num_depths=7, image_size=(16, 24),
-        num_cells=(30, 4), z_range_m=(0.0, 0.2), reach_m=60.0,
+        "hardly any point is inside", feats=(1, 2, 2, 3, 9, 6), num_depths=9, image_size=(16, 24),
+        num_cells=(30, 4), z_range_m=(0.0, 0.2), reach_m=20.0,
     ),
     bev_pool_case(
         "channels last", feats=(2, 2, 3, 6, 5, 9), num_depths=10, image_size=(20, 36),
-        num_cells=(16, 9), is_channels_last=True,
+        num_cells=(16, 9), cell_m=1.5, is_channels_last=True,
     ),
     warp_bev_case("square", bev=(2, 8, 16, 16)),
     warp_bev_case("primes", bev=(3, 5, 13, 7)),
