@@ -6,12 +6,14 @@ A model gets its table when it is built and calls ops through nothing else.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fsdtrain.ops.bev_pool import bev_pool
 from fsdtrain.ops.ms_deform_attn import ms_deform_attn
 from fsdtrain.ops.project_sample import project_sample
 from fsdtrain.ops.warp_bev import warp_bev
+from fsdtrain.ops.yuv_to_input import YuvLayout, yuv_to_input
 
 MsDeformAttn = Callable[[Tensor, Tensor, Tensor, Sequence[tuple[int, int]]], Tensor]
 BevPool = Callable[
@@ -23,6 +25,13 @@ BevPool = Callable[
 ]  # fmt: skip
 ProjectSample = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int], int], Tensor]
 WarpBev = Callable[[Tensor, Tensor, tuple[float, float], float], Tensor]
+YuvToInput = Callable[
+    [
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+        YuvLayout, tuple[int, int], Sequence[float], Sequence[float], torch.dtype,
+    ],
+    Tensor,
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +42,4 @@ class OpTable:
     bev_pool: BevPool = bev_pool
     project_sample: ProjectSample = project_sample
     warp_bev: WarpBev = warp_bev
+    yuv_to_input: YuvToInput = yuv_to_input

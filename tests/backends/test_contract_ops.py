@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fsdtrain.backend import Backend
 from fsdtrain.ops.table import OpTable
+from fsdtrain.ops.yuv_to_input import rgb_from_yuv
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -168,6 +169,30 @@ def bev_pool_case(
     return OpCase("bev_pool", label, make, num_differentiable=2)
 
 
+def yuv_to_input_case(
+    label: str, *, yuv: tuple[int, int, int], out_size: tuple[int, int], layout: str = "i420"
+) -> OpCase:
+    """`yuv` is [K, H, W] of the pictures; each has a window, colours and a mirror of its own."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        K, H, W = yuv
+        packed = torch.randint(0, 256, (K, H * 3 // 2, W), generator=generator, dtype=torch.uint8)
+        share = 0.3 + 0.7 * torch.rand(K, 2, generator=generator)
+        length = share * torch.tensor([H, W])
+        start = torch.rand(K, 2, generator=generator) * (torch.tensor([H, W]) - length)
+        site = 0.5 + 0.5 * torch.randint(0, 3, (K, 2), generator=generator)
+        matrix = torch.tensor(rgb_from_yuv("bt709", is_full_range=False)).repeat(K, 1, 1)
+        gain = torch.eye(3) + 0.1 * torch.randn(K, 3, 3, generator=generator)
+        offset = 20 * torch.randn(K, 3, 1, generator=generator)
+        is_mirrored = torch.randint(0, 2, (K,), generator=generator) == 1
+        return (
+            packed, torch.cat([start, length], 1), site, matrix, torch.cat([gain, offset], 2),
+            is_mirrored, layout, out_size, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4), torch.float32,
+        )  # fmt: skip
+
+    return OpCase("yuv_to_input", label, make, num_differentiable=0)
+
+
 CASES = (
     project_sample_case(
         "tiny", feats=(2, 2, 2, 8, 6, 12), points=(2, 8, 8), image_size=(24, 48), max_views=2
@@ -252,6 +277,11 @@ CASES = (
     warp_bev_case("driven away", bev=(1, 3, 8, 8), shift_m=(100.0, 0.0)),
     warp_bev_case("up a ramp", bev=(2, 4, 12, 5), tilt_rad=0.2),
     warp_bev_case("channels last", bev=(2, 6, 11, 13), is_channels_last=True),
+    yuv_to_input_case("smaller", yuv=(3, 36, 64), out_size=(16, 28)),
+    yuv_to_input_case("larger", yuv=(2, 10, 14), out_size=(33, 19)),
+    yuv_to_input_case("half a packed row", yuv=(5, 6, 22), out_size=(5, 7)),
+    yuv_to_input_case("pairs", yuv=(2, 26, 38), out_size=(11, 17), layout="nv12"),
+    yuv_to_input_case("one of each", yuv=(1, 2, 2), out_size=(1, 1)),
 )  # fmt: skip
 
 
@@ -260,6 +290,8 @@ def test_every_op_has_cases() -> None:
 
 
 def in_float64(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64
     is_number = isinstance(value, Tensor) and value.is_floating_point()
     return value.detach().double() if is_number else value
 
@@ -281,7 +313,8 @@ def test_ops_and_their_gradients_agree_with_the_references(
     """
     generator = torch.Generator().manual_seed(sum(case.label.encode()))
     feats, *others = case.make(generator)
-    arguments = [feats.to(dtype), *others]
+    others = [dtype if isinstance(value, torch.dtype) else value for value in others]
+    arguments = [feats.to(dtype) if feats.is_floating_point() else feats, *others]
     exact = [in_float64(value) for value in arguments]
     learnt = range(case.num_differentiable)
     for i in learnt:
@@ -289,14 +322,16 @@ def test_ops_and_their_gradients_agree_with_the_references(
     expected = getattr(OpTable(), case.op)(*exact)
     result_dtype = dtype if expected.ndim else torch.float32
     cotangent = torch.randn(expected.shape, generator=generator).to(result_dtype)
-    expected.backward(cotangent.double())
+    if learnt:
+        expected.backward(cotangent.double())
 
     given = [backend.to_device(v) if isinstance(v, Tensor) else v for v in arguments]
     copies = [v.clone() if isinstance(v, Tensor) else v for v in given]
     for i in learnt:
         given[i] = given[i].detach().requires_grad_()
     found = getattr(backend.op_table(), case.op)(*given)
-    found.backward(backend.to_device(cotangent))
+    if learnt:
+        found.backward(backend.to_device(cotangent))
 
     assert found.shape == expected.shape
     assert found.dtype == result_dtype
