@@ -87,19 +87,19 @@ def find_cells(
         [B, N, D, h, w] int64; -1 outside of the grid or the heights.
     """
     (h, w), (height, width), (num_x, num_y) = map_size, image_size, num_cells
-    like = {"device": intrinsics_BN33.device, "dtype": intrinsics_BN33.dtype}
-    row_h1 = ((torch.arange(h, **like) + 0.5) * (height / h))[:, None]
-    column_w = (torch.arange(w, **like) + 0.5) * (width / w)
+    device, dtype = intrinsics_BN33.device, intrinsics_BN33.dtype
+    row_h = (torch.arange(h, device=device, dtype=dtype) + 0.5) * (height / h)
+    column_w = (torch.arange(w, device=device, dtype=dtype) + 0.5) * (width / w)
     fx, skew, cx = (_spread(intrinsics_BN33[..., 0, i], 2) for i in range(3))
     fy, cy = (_spread(intrinsics_BN33[..., 1, i], 2) for i in (1, 2))
-    y = (row_h1 - cy) / fy  # where the ray is one metre ahead of the camera
+    y = (row_h[:, None] - cy) / fy  # where the ray is one metre ahead of the camera
     x = (column_w - cx - skew * y) / fx
     depth_D11 = depths_m_D[:, None, None]
     origins_m = (*min_corner_m, z_range_m[0])
     per_m = (1 / cell_m, 1 / cell_m, 1 / (z_range_m[1] - z_range_m[0]))
     sizes = (num_x, num_y, 1)  # one layer: heights are treated like the other two
-    cell = torch.zeros((), device=intrinsics_BN33.device, dtype=torch.int64)
-    is_inside = torch.ones((), device=intrinsics_BN33.device, dtype=torch.bool)
+    cell = torch.zeros((), device=device, dtype=torch.int64)
+    is_inside = torch.ones((), device=device, dtype=torch.bool)
     for axis in range(3):
         turn = [_spread(camera_to_ego_BN44[..., axis, j], 2) for j in range(3)]
         ray_BNhw = turn[0] * x + turn[1] * y + turn[2]

@@ -69,7 +69,7 @@ def test_a_light_at_a_known_place_lands_in_its_cell(row: int, column: int, bin_i
             parameter.zero_()
         lift.features.weight[0, 0] = 1
         lift.depth.weight[bin_index, 1] = 1000
-        lift.norm_relu[0].weight.fill_(1)
+        lift.norm_relu[0].weight.fill_(1)  # type: ignore[operator]  # Sequential's items are Modules
     feats = torch.zeros(1, 1, 1, 2, *FEAT_SIZE)
     feats[..., row, column] = torch.tensor([3.0, 1.0])
 
@@ -104,7 +104,7 @@ def test_channels_last_stays_so() -> None:
 
     lift = make_lift(ops=OpTable(bev_pool=watch)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
     images = torch.randn(4, 5, *FEAT_SIZE).contiguous(memory_format=torch.channels_last)
-    lift(images.unflatten(0, (2, 1, 2)), *front_cameras(2, 2), IMAGE_SIZE)
+    lift(images.view(2, 1, 2, 5, *FEAT_SIZE), *front_cameras(2, 2), IMAGE_SIZE)
     assert strides == [(1, 1)]
 
 
