@@ -104,6 +104,8 @@ class Backend(ABC):
     name: ClassVar[str]
     value_origin: ClassVar[Origin]  # of the losses and weights a run on this backend gives
     tolerance: ClassVar[Tolerance]
+    # Whether AdamW updates all weights in one kernel, which not every device has.
+    fuses_optimizer: ClassVar[bool] = False
     # Folder or "pkg://package.folder" with a Hydra group backend/<name>.yaml; None: ships none.
     config_path: ClassVar[str | None] = None
 
@@ -145,6 +147,10 @@ class Backend(ABC):
         many steps, as its options say; any other never does.
         """
         return ()
+
+    def read_memory(self) -> Mapping[str, int]:
+        """The most that was held since the last call, in bytes by name; empty if it cannot tell."""
+        return {}
 
     def to_device(self, value: Tensor) -> Tensor:
         """Bring a tensor to where this backend computes; for tests and profiles."""

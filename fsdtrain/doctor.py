@@ -112,14 +112,19 @@ def _check_package(name: str) -> Check:
 
 
 def _check_devices() -> Check:
-    built_for = "ROCm (not tried by us)" if torch.version.hip else torch.version.cuda or "CPU only"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     gpus = ", ".join(names) or "no GPU"
     return Check(
         subject="devices",
-        finding=f"{torch.get_num_threads()} CPU threads; {gpus}; torch built for {built_for}",
+        finding=f"{torch.get_num_threads()} CPU threads; {gpus}; torch built for {_torch_build()}",
         is_fine=True,
     )
+
+
+def _torch_build() -> str:
+    if torch.version.hip is not None:
+        return f"ROCm {torch.version.hip}: AMD GPUs were not tried with fsdtrain"
+    return "CPUs only" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
 
 
 def _check_cache() -> Check:

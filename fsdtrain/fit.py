@@ -44,7 +44,7 @@ def fit(settings: Settings, *, config_yaml: str) -> Results:
     train, val = find_data(settings.data)
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
-    module = DrivingModule(step, settings.training)
+    module = DrivingModule(step, settings.training, fuses_optimizer=backend.fuses_optimizer)
     backend.compile_step(step)
     if ckpt_path is not None:
         load_weights(module, ckpt_path)  # Lightning loads them again, but refuses with tracebacks

@@ -56,7 +56,7 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     step = TrainingStep(network)
     _move(step, backend)
     backend.compile_step(step)
-    optimizer = build_optimizer(step, settings.training)
+    optimizer = build_optimizer(step, settings.training, is_fused=backend.fuses_optimizer)
     loader = datamodule.loader("train", Share(batch_size=settings.data.batch_size))
     batch: Any = _pytree.tree_map(backend.to_device, next(iter(loader)))
 

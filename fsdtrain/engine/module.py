@@ -22,9 +22,12 @@ from fsdtrain.settings import TrainingSettings
 class DrivingModule(LightningModule):
     """Trains a `TrainingStep`; logs its losses, and in validation every head's metric."""
 
-    def __init__(self, step: TrainingStep, training: TrainingSettings) -> None:
+    def __init__(
+        self, step: TrainingStep, training: TrainingSettings, *, fuses_optimizer: bool = False
+    ) -> None:
         super().__init__()
         self.step = step
+        self.fuses_optimizer = fuses_optimizer
         self.training_settings = training
         # Not submodules: the moving average of the weights would average the counts too.
         priors = {name: head.prior() for name, head in self.heads()}
@@ -103,7 +106,7 @@ class DrivingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:  # Lightning's own union of a dozen shapes
         settings = self.training_settings
-        optimizer = build_optimizer(self.step, settings)
+        optimizer = build_optimizer(self.step, settings, is_fused=self.fuses_optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             schedule_function(

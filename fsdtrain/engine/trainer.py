@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fsdtrain.backend import Backend
 from fsdtrain.engine.checkpoint_io import WholeCheckpointIO
+from fsdtrain.engine.cost_log import CostLog
 from fsdtrain.engine.loggers import build_loggers
 from fsdtrain.engine.numerics_log import NumericsLog
 from fsdtrain.engine.progress import StepProgressBar
@@ -104,6 +105,7 @@ def _callbacks(
         # Drawing costs two milliseconds, and between logged steps there is no new loss to show.
         StepProgressBar(refresh_rate=training.log_every_steps),
         LearningRateMonitor(logging_interval="step"),
+        CostLog(backend, every_n_steps=training.log_every_steps),
         ModelCheckpoint(
             dirpath=run_dir / "checkpoints",
             filename="best",
