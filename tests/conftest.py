@@ -16,6 +16,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
 
+# Without a GPU, Triton's kernels are interpreted. Triton looks here when it is imported, which
+# Lightning does below.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from fsdtrain.backend import HISTOGRAM_BINS, HISTOGRAM_MIN_EXPONENT, TensorNumerics
 from fsdtrain.build import build_network
 from fsdtrain.data.batch import ClipBatch, ClipWindow
@@ -46,11 +51,6 @@ from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
 from fsdtrain.settings import ModelSettings, TrainingSettings, read_settings
-
-# Without a GPU, Triton's kernels are interpreted. It looks here when it is imported, which nothing
-# above does.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 MakeClip = Callable[..., Clip]
 MakeBatch = Callable[..., ClipBatch]
