@@ -1,8 +1,10 @@
-"""PyTorch on NVIDIA GPUs, eager, with an explicit TF32 policy.
+"""PyTorch on GPUs through CUDA, eager or compiled, with Triton kernels for `fsdtrain.ops`.
 
-It has no kernels of its own yet: the references of `fsdtrain.ops` run on the GPU.
+Convolution is left to cuDNN, attention to SDPA and the optimiser to torch's fused AdamW. The same
+code serves AMD GPUs by way of ROCm, where it was not tried.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,89 +19,131 @@ from fsdtrain.backend import (
     Tolerance,
     TrainerParts,
 )
+from fsdtrain.ops.table import OpTable
 from fsdtrain.step_profile import Origin, StepProfile
-from fsdtrain.torch_profile import profile_with_torch
+from fsdtrain_cuda.device import check_devices, find_device
+from fsdtrain_cuda.numerics import set_numerics
 
+# No bf16-true: Lightning would round the calibration with the weights, and updates of less than
+# 1/256 of a weight would be lost.
 PRECISIONS = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
+COMPILED = ("eager", "default", "max-autotune")
+# (compile, cuda_graphs) -> the mode of torch.compile.
+MODES = {
+    ("default", False): "default",
+    ("default", True): "reduce-overhead",
+    ("max-autotune", False): "max-autotune-no-cudagraphs",
+    ("max-autotune", True): "max-autotune",
+}
 
 
 class CudaBackend(Backend):
-    """Options: `precision` (fp32 | bf16-mixed | fp16-mixed), `devices`, `allow_tf32`."""
+    """Options: see configs/backend/cuda.yaml.
+
+    Args:
+        precision: fp32 | bf16-mixed | fp16-mixed.
+        devices: GPUs; more than one train with DDP.
+        allow_tf32: what stays FP32 may be multiplied with 10 bits of mantissa.
+        compile: eager | default | max-autotune: what torch.compile makes of the step.
+        cuda_graphs: a compiled step is launched as a whole.
+        autotune: each kernel's launch configuration is timed once for each shape and device.
+        deterministic: the same bits in every run: no atomics, no choice by timing.
+    """
 
     name: ClassVar[str] = "cuda"
     value_origin: ClassVar[Origin] = "MEASURED"
-    # FP32 with TF32 off; grid_sample's backward adds with atomics, so sums vary in order.
+    fuses_optimizer: ClassVar[bool] = True
+    # FP32 with TF32 off; convolutions of cuDNN add in an order of their own.
     tolerance: ClassVar[Tolerance] = Tolerance(op_relative=1e-4, loss_relative_after_ten_steps=1e-3)
 
     def __init__(
-        self, *, precision: str = "fp32", devices: int = 1, allow_tf32: bool = False
+        self,
+        *,
+        precision: str = "fp32",
+        devices: int = 1,
+        allow_tf32: bool = False,
+        compile: str = "eager",
+        cuda_graphs: bool = False,
+        autotune: bool = True,
+        deterministic: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise BackendError(
                 f"backend.precision={precision!r}: cuda knows {', '.join(sorted(PRECISIONS))}"
             )
-        num_gpus = torch.cuda.device_count()
-        if not 1 <= devices <= num_gpus:
-            raise BackendError(f"backend.devices={devices}: this machine has {num_gpus} GPUs")
+        if compile not in COMPILED:
+            raise BackendError(f"backend.compile={compile!r}: must be {' or '.join(COMPILED)}")
+        if cuda_graphs and compile == "eager":
+            raise BackendError(
+                "backend.cuda_graphs=true: only a compiled step can be captured; add "
+                "backend.compile=default, or leave the graphs off"
+            )
+        check_devices(devices, precision=precision)
         self.precision = precision
         self.devices = devices
         self.allow_tf32 = allow_tf32
+        self.compile = compile
+        self.cuda_graphs = cuda_graphs
+        self.autotune = autotune
+        self.deterministic = deterministic
 
     @classmethod
     def availability(cls) -> Availability:
-        if torch.version.hip is not None:
-            return Availability(
-                is_available=False, detail="this torch is built for AMD ROCm, which was not tried"
-            )
-        if torch.version.cuda is None:
-            return Availability(
-                is_available=False,
-                detail="this torch is a CPU build; install the CUDA build of torch to use a GPU",
-            )
-        if not torch.cuda.is_available():
-            return Availability(
-                is_available=False,
-                detail="torch sees no NVIDIA GPU: none is present, or its driver is too old for "
-                f"CUDA {torch.version.cuda} (compare with nvidia-smi)",
-            )
-        return Availability(
-            is_available=True,
-            detail=f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, "
-            f"CUDA {torch.version.cuda}; eager, no own kernels yet",
-        )
+        return find_device()
 
     def device_name(self) -> str:
         return torch.cuda.get_device_name(0)
 
     def trainer_parts(self) -> TrainerParts:
-        self._set_tf32()
+        from fsdtrain_cuda.precision import make_precision
+
+        self._prepare()
         return TrainerParts(
             accelerator="cuda",
             strategy="ddp" if self.devices > 1 else "auto",
             devices=self.devices,
-            precision=PRECISIONS[self.precision],
+            plugins=(make_precision(PRECISIONS[self.precision]),),
+            is_deterministic=self.deterministic,
         )
 
-    def _set_tf32(self) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.allow_tf32
-        torch.backends.cudnn.allow_tf32 = self.allow_tf32
+    def op_table(self) -> OpTable:
+        self._prepare()
+        return OpTable()
+
+    def compile_step(self, step: nn.Module) -> None:
+        if self.compile != "eager":
+            step.compile(fullgraph=True, dynamic=False, mode=MODES[self.compile, self.cuda_graphs])
 
     def to_device(self, value: Tensor) -> Tensor:
         return value.cuda()
 
+    def read_memory(self) -> Mapping[str, int]:
+        found = {
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+        }
+        torch.cuda.reset_peak_memory_stats()
+        return found
+
     def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
-        self._set_tf32()
+        from fsdtrain_cuda.profile import profile_on_gpu
+
+        self._prepare()
         narrow = torch.float16 if self.precision == "fp16-mixed" else torch.bfloat16
-        return profile_with_torch(
+        return profile_on_gpu(
             step,
             batch,
             optimizer,
             backend=self.name,
             device=self.device_name(),
-            dtype=self.precision,
-            on_cuda=True,
+            precision=self.precision,
+            is_eager=self.compile == "eager",
             autocast=partial(torch.autocast, "cuda", narrow, self.precision != "fp32"),
-            notes=("Profiled without scaling the loss, which fp16-mixed does in training.",)
-            if self.precision == "fp16-mixed"
-            else (),
         )
+
+    def _prepare(self) -> None:
+        from fsdtrain_cuda.tuning import switch_tuning
+
+        set_numerics(allow_tf32=self.allow_tf32, deterministic=self.deterministic)
+        # Another configuration may add in another order.
+        switch_tuning(self.autotune and not self.deterministic)
