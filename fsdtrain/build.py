@@ -78,6 +78,7 @@ def build_datamodule(
         train=train,
         val=val,
         cameras=data.cameras,
+        frames=data.frames,
         image_size=settings.model.image_size,
         crop_top=data.crop_top,
         crop_bottom=data.crop_bottom,

@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch.utils._pytree import tree_map
 
 from fsdtrain.backend import Backend, load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
-from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.batch import ClipBatch, YuvFrames
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
 from fsdtrain.engine.loggers import quiet_logs
@@ -62,19 +63,29 @@ class ViewedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        last_frames: torch.Tensor | None = None
+        before: torch.Tensor | YuvFrames | None = None
         for batch in self.loader:
-            frames = batch.frames_BTNCHW
             if self.view == "camera_blind":
-                yield batch._replace(frames_BTNCHW=torch.zeros_like(frames))
+                yield batch._replace(frames=_blackened(batch.frames))
             elif self.view == "cameras_shuffled":
                 # Each clip gets its neighbour's images; the first one those of the batch before.
-                before = frames[-1:] if last_frames is None else last_frames
-                shifted = torch.cat([before, frames[:-1]])
-                last_frames = frames[-1:]
-                yield batch._replace(frames_BTNCHW=shifted)
+                last = tree_map(lambda value: value[-1:], batch.frames)
+                shifted = tree_map(
+                    lambda one, values: torch.cat([one, values[:-1]]),
+                    last if before is None else before,
+                    batch.frames,
+                )
+                before = last
+                yield batch._replace(frames=shifted)
             else:
                 yield batch
+
+
+def _blackened(frames: torch.Tensor | YuvFrames) -> torch.Tensor | YuvFrames:
+    if isinstance(frames, YuvFrames):
+        nothing = torch.zeros_like(frames.to_rgb_BN34)
+        return frames._replace(to_rgb_BN34=nothing, colour_BN34=nothing)
+    return torch.zeros_like(frames)
 
 
 def run(config: DictConfig) -> None:

@@ -194,7 +194,7 @@ def _window(rng: np.random.Generator, num_frames: int, num_cameras: int) -> Clip
     )
     return ClipWindow(
         clip_id="noise",
-        frames_TNHWC=rng.integers(0, 256, (num_frames, num_cameras, *IMAGE_SIZE, 3), np.uint8),
+        frames=rng.integers(0, 256, (num_frames, num_cameras, *IMAGE_SIZE, 3), np.uint8),
         intrinsics_N33=np.stack([intrinsic_matrix(camera) for camera in rig]),
         camera_to_ego_N44=np.stack([pose_matrix(camera.camera_to_ego) for camera in rig]),
         timestamps_s_T=seconds,

@@ -39,7 +39,7 @@ KNOBS = {
     "": "ckpt_path num_report_clips resume run_dir seed",
     "backend": "devices name precision",
     "data": (
-        "augmentation batch_size cameras crop_bottom crop_top fleet frame_stride "
+        "augmentation batch_size cameras crop_bottom crop_top fleet frame_stride frames "
         "max_bad_clips num_workers source train val"
     ),
     "model": "heads image_size lift network num_frames",

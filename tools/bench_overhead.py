@@ -240,7 +240,7 @@ def make_batch(
         shape = (num_frames, num_cameras, height, width, 3)
         window = ClipWindow(
             clip_id=f"noise-{row}",
-            frames_TNHWC=rng.integers(0, 256, shape, dtype=np.uint8),
+            frames=rng.integers(0, 256, shape, dtype=np.uint8),
             intrinsics_N33=np.tile(intrinsics, (num_cameras, 1, 1)),
             camera_to_ego_N44=poses,
             timestamps_s_T=seconds,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipWindow
+from fsdtrain.data.batch import ClipWindow, StoredFrames
 from fsdtrain.data.geometry import Array
 from fsdtrain.data.schema import Box3d, Lane, Occupancy, Quaternion, Vector3
 from fsdtrain.data.view import View, zoom_view
@@ -72,26 +72,42 @@ def augment_window(
     is_mirrored = rng.random() < augmentation.mirror_probability
     if is_mirrored:
         window = mirror_window(window)
-    frames_TNHWC = change_colours(window.frames_TNHWC, augmentation, rng)
-    return replace(window, frames_TNHWC=frames_TNHWC)
+    colour_N34 = draw_colours(len(window.intrinsics_N33), augmentation, rng)
+    if isinstance(window.frames, StoredFrames):
+        return replace(window, frames=replace(window.frames, colour_N34=colour_N34))
+    return replace(window, frames=change_colours(window.frames, colour_N34))
 
 
-def change_colours(
-    frames_TNHWC: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Brightness, contrast and colour gains; the same for all frames of a camera."""
-    num_frames, num_cameras, height, width, _ = frames_TNHWC.shape
+def draw_colours(
+    num_cameras: int, augmentation: Augmentation, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """[N, 3, 4], of grey levels (R, G, B, 1): brightness, contrast and gains of each camera."""
     num_draws = num_cameras if augmentation.colours_per_camera else 1
     draws_K5 = rng.uniform(-1.0, 1.0, size=(num_draws, 5))
-    if not (augmentation.brightness or augmentation.contrast or augmentation.channel_gain):
-        return frames_TNHWC
     contrast_K1 = 1.0 + augmentation.contrast * draws_K5[:, :1]
     gain_K3 = (1.0 + augmentation.channel_gain * draws_K5[:, 2:]) * contrast_K1
     offset_K1 = 255.0 * (0.5 - 0.5 * contrast_K1 + augmentation.brightness * draws_K5[:, 1:2])
+    colour_N34 = np.zeros((num_cameras, 3, 4))
+    colour_N34[:, range(3), range(3)] = gain_K3
+    colour_N34[:, :, 3] = offset_K1
+    return colour_N34
+
+
+def change_colours(
+    frames_TNHWC: NDArray[np.uint8], colour_N34: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """The pictures after a change of colours; of its matrices the diagonal and the offsets count.
+
+    It is the same for all frames of a camera.
+    """
+    if (colour_N34 == np.eye(3, 4)).all():
+        return frames_TNHWC
+    num_frames, num_cameras, height, width, _ = frames_TNHWC.shape
+    gain_N3, offset_N3 = np.diagonal(colour_N34, axis1=1, axis2=2), colour_N34[:, :, 3]
     # Whole rows of pixels at once: an inner loop over three colours would be slow.
-    gain = np.tile(gain_K3, width).astype(np.float32)[:, None]
+    gain = np.tile(gain_N3, width).astype(np.float32)[:, None]
     changed = frames_TNHWC.reshape(num_frames, num_cameras, height, width * 3) * gain
-    changed += offset_K1.astype(np.float32)[:, None]
+    changed += np.tile(offset_N3, width).astype(np.float32)[:, None]
     np.rint(changed, out=changed)
     np.clip(changed, 0.0, 255.0, out=changed)
     return changed.astype(np.uint8).reshape(frames_TNHWC.shape)
@@ -104,13 +120,12 @@ def mirror_window(window: ClipWindow) -> ClipWindow:
     to the other side.
     """
     intrinsics_N33 = window.intrinsics_N33.copy()
-    intrinsics_N33[:, 0, 2] = window.frames_TNHWC.shape[3] - intrinsics_N33[:, 0, 2]
+    intrinsics_N33[:, 0, 2] = window.image_size[1] - intrinsics_N33[:, 0, 2]
     intrinsics_N33[:, 0, 1] *= -1
     boxes, lanes, occupancy = window.boxes, window.lanes, window.occupancy
     return replace(
         window,
-        # torch: ten times as fast as a copy of numpy's reversed view
-        frames_TNHWC=torch.from_numpy(window.frames_TNHWC).flip(3).numpy(),
+        frames=_mirror_frames(window.frames),
         intrinsics_N33=intrinsics_N33,
         camera_to_ego_N44=_MIRROR_EGO @ window.camera_to_ego_N44 @ _MIRROR_CAMERA,
         ego_to_world_T44=_mirror_poses(window.ego_to_world_T44),
@@ -124,6 +139,16 @@ def mirror_window(window: ClipWindow) -> ClipWindow:
         lanes=None if lanes is None else tuple(_mirror_lane(lane) for lane in lanes),
         occupancy=None if occupancy is None else _mirror_occupancy(occupancy),
     )
+
+
+def _mirror_frames(
+    frames: NDArray[np.uint8] | StoredFrames,
+) -> NDArray[np.uint8] | StoredFrames:
+    if isinstance(frames, StoredFrames):
+        return replace(frames, is_mirrored=not frames.is_mirrored)
+    # torch: ten times as fast as a copy of numpy's reversed view
+    mirrored: NDArray[np.uint8] = torch.from_numpy(frames).flip(3).numpy()
+    return mirrored
 
 
 def _mirror_poses(poses_K44: Array) -> Array:

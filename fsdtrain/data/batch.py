@@ -17,6 +17,22 @@ from fsdtrain.data.schema import Box3d, Lane, Occupancy
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredFrames:
+    """Pictures as they are stored, R = stored rows * 3/2, and how each becomes the network's.
+
+    The arrays are arguments of fsdtrain/ops/yuv_to_input.py, where they are described.
+    """
+
+    planes_TNRW: NDArray[np.uint8]  # "i420"
+    window_N4: NDArray[np.float64]
+    chroma_site_N2: NDArray[np.float64]
+    to_rgb_N34: NDArray[np.float64]
+    colour_N34: NDArray[np.float64]
+    is_mirrored: bool
+    image_size: tuple[int, int]  # rows, columns of the network's pictures
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipWindow:
     """T consecutive frames of one clip at training resolution, calibration already following.
 
@@ -25,8 +41,8 @@ class ClipWindow:
     """
 
     clip_id: str
-    frames_TNHWC: NDArray[np.uint8]  # RGB
-    intrinsics_N33: NDArray[np.float64]  # pinhole, pixels of frames_TNHWC
+    frames: NDArray[np.uint8] | StoredFrames  # RGB [T, N, H, W, 3], or what can become that
+    intrinsics_N33: NDArray[np.float64]  # pinhole, pixels of image_size
     camera_to_ego_N44: NDArray[np.float64]
     timestamps_s_T: NDArray[np.float64]  # seconds since the first frame of the window
     ego_to_world_T44: NDArray[np.float64]
@@ -39,12 +55,32 @@ class ClipWindow:
     lanes: tuple[Lane, ...] | None
     occupancy: Occupancy | None
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of the network's pictures."""
+        if isinstance(self.frames, StoredFrames):
+            return self.frames.image_size
+        return self.frames.shape[2], self.frames.shape[3]
+
+
+class YuvFrames(NamedTuple):
+    """`StoredFrames` of B windows; the tensors are float32 where not said otherwise."""
+
+    planes_BTNRW: torch.Tensor  # uint8
+    window_BN4: torch.Tensor
+    chroma_site_BN2: torch.Tensor
+    to_rgb_BN34: torch.Tensor
+    colour_BN34: torch.Tensor
+    is_mirrored_B: torch.Tensor  # bool
+
 
 class ClipBatch(NamedTuple):
     """Tensors of B windows. A NamedTuple, so DataLoader, Lightning and torch.compile take it."""
 
-    frames_BTNCHW: torch.Tensor  # uint8 RGB
-    intrinsics_BN33: torch.Tensor  # float32, pixels of frames_BTNCHW
+    frames: (
+        torch.Tensor | YuvFrames
+    )  # uint8 RGB [B, T, N, 3, H, W], or what the network makes it of
+    intrinsics_BN33: torch.Tensor  # float32, pixels of the network's pictures
     camera_to_ego_BN44: torch.Tensor  # float32
     previous_to_current_BT44: torch.Tensor  # float32, ego of t-1 -> ego of t; t=0: identity
     frame_interval_s_BT: torch.Tensor  # float32, seconds since frame t-1; t=0: 0

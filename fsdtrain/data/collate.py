@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipBatch, ClipWindow
+from fsdtrain.data.batch import ClipBatch, ClipWindow, StoredFrames, YuvFrames
 from fsdtrain.data.geometry import Array, invert_pose
 
 Targets = Mapping[str, NDArray[np.generic]]
@@ -25,12 +25,11 @@ class Sample:
 def collate(samples: Sequence[Sample]) -> ClipBatch:
     """Stack samples of equal shapes; types and units as `ClipBatch` says."""
     windows = [sample.window for sample in samples]
-    frames_BTNHWC = np.stack([window.frames_TNHWC for window in windows])
     motion = [_previous_to_current(window.ego_to_world_T44) for window in windows]
     intervals = [np.diff(window.timestamps_s_T, prepend=0.0) for window in windows]
-    num_frames = frames_BTNHWC.shape[1]
+    num_frames = len(windows[0].timestamps_s_T)
     return ClipBatch(
-        frames_BTNCHW=torch.from_numpy(frames_BTNHWC).permute(0, 1, 2, 5, 3, 4).contiguous(),
+        frames=_stack_frames([window.frames for window in windows]),
         intrinsics_BN33=_floats([window.intrinsics_N33 for window in windows]),
         camera_to_ego_BN44=_floats([window.camera_to_ego_N44 for window in windows]),
         previous_to_current_BT44=_floats(motion),
@@ -44,6 +43,23 @@ def collate(samples: Sequence[Sample]) -> ClipBatch:
             for name in samples[0].targets
         },
     )
+
+
+def _stack_frames(frames: Sequence[NDArray[np.uint8] | StoredFrames]) -> torch.Tensor | YuvFrames:
+    stored = [each for each in frames if isinstance(each, StoredFrames)]
+    if stored:
+        return YuvFrames(
+            planes_BTNRW=torch.from_numpy(np.stack([each.planes_TNRW for each in stored])),
+            window_BN4=_floats([each.window_N4 for each in stored]),
+            chroma_site_BN2=_floats([each.chroma_site_N2 for each in stored]),
+            to_rgb_BN34=_floats([each.to_rgb_N34 for each in stored]),
+            colour_BN34=_floats([each.colour_N34 for each in stored]),
+            is_mirrored_B=torch.tensor([each.is_mirrored for each in stored]),
+        )
+    frames_BTNHWC = torch.from_numpy(
+        np.stack([each for each in frames if isinstance(each, np.ndarray)])
+    )
+    return frames_BTNHWC.permute(0, 1, 2, 5, 3, 4).contiguous()
 
 
 def _previous_to_current(ego_to_world_T44: Array) -> Array:

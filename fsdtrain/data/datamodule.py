@@ -6,6 +6,7 @@ environment; without a trainer it is the only process.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from lightning import LightningDataModule
@@ -14,9 +15,10 @@ from fsdtrain.data.assignment import Share, Tail
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.catalog import Catalog, open_catalog
 from fsdtrain.data.loader import ClipLoader, Quarantine
-from fsdtrain.data.stream import StreamPlan
-from fsdtrain.data.window import WindowShape
-from fsdtrain.errors import UserError
+from fsdtrain.data.shard import read_clip
+from fsdtrain.data.stream import StreamPlan, clip_name
+from fsdtrain.data.window import WindowShape, find_stored_size
+from fsdtrain.errors import DataError, UserError
 from fsdtrain.heads.head import TargetBuilder
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class FleetDataModule(LightningDataModule):
         max_bad_clips: clips that may be skipped, logged and replaced, before DataError.
         train_tail: whether clips that do not fill an epoch's last step are dropped or padded.
         pin_memory: for copies to an accelerator that overlap with its work.
+        frames: rgb: decoded to pictures of `image_size`; i420: decoded to what is stored, resampled
+            and coloured by the network, on its device.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class FleetDataModule(LightningDataModule):
         max_bad_clips: int = 0,
         train_tail: Tail = "drop",
         pin_memory: bool = False,
+        frames: Literal["rgb", "i420"] = "rgb",
     ) -> None:
         super().__init__()
         if min(seed, num_workers, max_bad_clips) < 0:
@@ -88,6 +93,7 @@ class FleetDataModule(LightningDataModule):
         self._target_builders = tuple(target_builders)
         self._train_tail: Tail = train_tail
         self._pin_memory = pin_memory
+        self._frames = frames
         self._max_bad_clips = max_bad_clips
         self._quarantine = Quarantine(max_bad_clips)
         self._catalogs: dict[str, Catalog] = {}
@@ -138,9 +144,12 @@ class FleetDataModule(LightningDataModule):
     def loader(self, name: Literal["train", "val"], share: Share) -> ClipLoader:
         """The loader of one split for one process, whichever it is."""
         is_training = name == "train"
+        catalog, shape = self.catalog(name), self._shape
+        if self._frames == "i420":
+            shape = replace(shape, stored_size=_stored_size(catalog))
         plan = StreamPlan(
-            catalog=self.catalog(name),
-            shape=self._shape,
+            catalog=catalog,
+            shape=shape,
             share=share,
             tail=self._train_tail if is_training else "pad",
             seed=self._seed,
@@ -165,6 +174,19 @@ class FleetDataModule(LightningDataModule):
         return Share(
             rank=ranks["rank"], world_size=ranks["num_replicas"], batch_size=self._batch_size
         )
+
+
+def _stored_size(catalog: Catalog) -> tuple[int, int]:
+    """Of the first clip that can be read; the others have to agree."""
+    for clip_index, located in enumerate(catalog.clips):
+        try:
+            clip = read_clip(located.shard, located.entry, cameras=catalog.cameras)
+        except DataError as error:
+            if clip_index + 1 == len(catalog.clips):
+                raise DataError(f"{catalog.source}: none of its clips can be read") from error
+        else:
+            return find_stored_size(clip, where=clip_name(located))
+    raise AssertionError("a catalog has clips")
 
 
 def _warn_of_shared_scenes(train: Catalog, val: Catalog) -> None:

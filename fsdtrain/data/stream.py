@@ -25,7 +25,7 @@ from fsdtrain.data.assignment import (
 )
 from fsdtrain.data.augment import Augmentation, augment_views, augment_window
 from fsdtrain.data.batch import ClipBatch, ClipWindow
-from fsdtrain.data.catalog import Catalog
+from fsdtrain.data.catalog import Catalog, CatalogClip
 from fsdtrain.data.collate import Sample, collate
 from fsdtrain.data.shard import read_clip
 from fsdtrain.data.window import WindowShape, base_views, cut_window
@@ -191,10 +191,15 @@ def load_window(plan: StreamPlan, clip_index: int, rng: np.random.Generator) -> 
     return cut_window(
         clip,
         plan.shape,
-        where=f"shard {located.shard}: clip {located.entry.clip_id!r}",
+        where=clip_name(located),
         first_frame=first_frame,
         views=views,
     )
+
+
+def clip_name(located: CatalogClip) -> str:
+    """A clip as errors name it."""
+    return f"shard {located.shard}: clip {located.entry.clip_id!r}"
 
 
 def without_labels(window: ClipWindow) -> ClipWindow:

@@ -21,10 +21,12 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from fsdtrain.data.h264_parameters import chroma_site
+from fsdtrain.data.i420 import StoredPictures, pack_planes, rgb_of
 from fsdtrain.errors import DataError, UserError
 
 MAX_PIXELS = 2**25  # of one stored frame: 8K video just fits
-MAX_DECODED_BYTES = 2**32  # of one call's RGB output
+MAX_DECODED_BYTES = 2**32  # of one call's output
 
 # fastdecode: no arithmetic coding, no deblocking; larger by a third, decodes twice as fast.
 # mbtree=0: x264's SIMD macroblock tree reads memory that it never wrote when frames are small, so
@@ -127,21 +129,66 @@ def decode_h264(
             breaks the format (B-frames, no key frame first).
     """
     chosen = range(num_frames) if frames is None else frames
+    decoder = _decoder()
+    output: NDArray[np.uint8] | None = None
+    for rows, frame in _decode(decoder, data, num_frames, chosen, stored_size, where):
+        if output is None:
+            height, width = size or (frame.height, frame.width)
+            output = _allocate((len(chosen), height, width, 3), where)
+        output[rows] = decoder.rgb(frame, output.shape[1], output.shape[2])
+    assert output is not None
+    return output
+
+
+def decode_i420(
+    data: bytes,
+    *,
+    num_frames: int,
+    where: str,
+    frames: Sequence[int],
+    stored_size: tuple[int, int],
+) -> StoredPictures:
+    """Decode the chosen frames without scaling or converting them; arguments as above.
+
+    Raises:
+        DataError: likewise, and where the stream's pictures are not 8-bit YUV 4:2:0 of even size in
+            the colours of BT.601 or BT.709.
+    """
+    height, width = stored_size
+    if height % 2 or width % 2:
+        raise DataError(f"{where}: {width}x{height} is odd, which only data.frames=rgb can read")
+    planes_TRW = _allocate((len(frames), height * 3 // 2, width), where)
+    to_rgb: tuple[tuple[float, ...], ...] | None = None
+    for rows, frame in _decode(_decoder(), data, num_frames, frames, stored_size, where):
+        to_rgb = to_rgb or rgb_of(frame, where)
+        planes_TRW[rows[0]] = pack_planes(frame)
+        planes_TRW[rows[1:]] = planes_TRW[rows[0]]
+    assert to_rgb is not None
+    return StoredPictures(
+        planes_TRW=planes_TRW,
+        to_rgb_34=np.array(to_rgb),
+        chroma_site_2=np.array(chroma_site(data, where=where)),
+    )
+
+
+def _decode(
+    decoder: "_Decoder",
+    data: bytes,
+    num_frames: int,
+    chosen: Sequence[int],
+    stored_size: tuple[int, int] | None,
+    where: str,
+) -> Iterator[tuple[list[int], VideoFrame]]:
+    """The chosen frames in the stream's order, each with its places among the chosen."""
     if not chosen or not all(0 <= index < num_frames for index in chosen):
         raise DataError(f"{where}: frames {list(chosen)} asked of a video of {num_frames}")
     rows_of: dict[int, list[int]] = {}
     for row, index in enumerate(chosen):
         rows_of.setdefault(index, []).append(row)
-    decoder = _decoder()
-    output: NDArray[np.uint8] | None = None
     for index, frame in enumerate(decoder.frames(data, num_frames, max(chosen) + 1, where)):
         _check_frame(frame, index, stored_size, where)
-        if output is None:
-            output = _allocate(len(chosen), size or (frame.height, frame.width), where)
         if index in rows_of:
-            output[rows_of[index]] = decoder.rgb(frame, output.shape[1], output.shape[2])
-    assert output is not None
-    return output
+            yield rows_of[index], frame
 
 
 def _check_frame(
@@ -160,8 +207,7 @@ def _check_frame(
         )
 
 
-def _allocate(num_frames: int, size: tuple[int, int], where: str) -> NDArray[np.uint8]:
-    shape = (num_frames, *size, 3)
+def _allocate(shape: tuple[int, ...], where: str) -> NDArray[np.uint8]:
     num_bytes = int(np.prod(shape, dtype=np.int64))
     if num_bytes > MAX_DECODED_BYTES:
         raise DataError(f"{where}: {num_bytes} bytes decoded, at most {MAX_DECODED_BYTES}")

@@ -88,6 +88,12 @@ def _shifted(start: int, length: int, zoom: float, shift: float, scaled_length: 
     return min(moved, scaled_length - length)
 
 
+def source_window(view: View, stored_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(top, left, height, width) of what `view` keeps, in pixels of the stored picture."""
+    down, right = stored_size[0] / view.scaled_height, stored_size[1] / view.scaled_width
+    return view.top * down, view.left * right, view.height * down, view.width * right
+
+
 def view_camera(camera: CameraCalibration, view: View) -> CameraCalibration:
     """The calibration of the training picture; its distortion stays."""
     scaled = resize_camera(camera, width=view.scaled_width, height=view.scaled_height)

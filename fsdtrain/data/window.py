@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipWindow
+from fsdtrain.data.batch import ClipWindow, StoredFrames
 from fsdtrain.data.geometry import (
     Array,
     interpolate_pose,
@@ -21,8 +21,8 @@ from fsdtrain.data.geometry import (
     transform_points,
 )
 from fsdtrain.data.schema import Clip, EgoState, EgoTrack, Lane
-from fsdtrain.data.video import decode_h264
-from fsdtrain.data.view import View, cut_view, fit_view, view_camera
+from fsdtrain.data.video import decode_h264, decode_i420
+from fsdtrain.data.view import View, cut_view, fit_view, source_window, view_camera
 from fsdtrain.errors import DataError, UserError
 
 
@@ -35,6 +35,8 @@ class WindowShape:
     frame_stride: int = 1  # stored frames from one frame of the window to the next
     crop_top: float = 0.0  # share of the stored height to cut away above (sky) ...
     crop_bottom: float = 0.0  # ... and below (bonnet)
+    # Rows, columns of pictures that stay as they are stored; None: they become RGB of image_size.
+    stored_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.frame_stride < 1:
@@ -97,14 +99,17 @@ def cut_window(
     if views is None:
         views = base_views(clip, shape)
     cameras = [clip.rig.cameras[name] for name in clip.meta.cameras]
-    frames_NTHWC = [_frames(clip, name, views[name], chosen, where) for name in clip.meta.cameras]
     reference_ns = [clip.frames.reference_ns[index] for index in chosen]
     boxes = clip.labels.boxes
     occupancy = clip.labels.occupancy
     motion = _ego_motion(clip, reference_ns)
     return ClipWindow(
         clip_id=clip.meta.clip_id,
-        frames_TNHWC=np.stack(frames_NTHWC, axis=1),
+        frames=(
+            _rgb_frames(clip, views, chosen, where)
+            if shape.stored_size is None
+            else _stored_frames(clip, views, chosen, shape.stored_size, where)
+        ),
         intrinsics_N33=np.stack(
             [
                 intrinsic_matrix(view_camera(camera, views[name]))
@@ -127,19 +132,82 @@ def cut_window(
     )
 
 
-def _frames(
-    clip: Clip, name: str, view: View, chosen: Sequence[int], where: str
+def _rgb_frames(
+    clip: Clip, views: Mapping[str, View], chosen: Sequence[int], where: str
 ) -> NDArray[np.uint8]:
-    camera = clip.rig.cameras[name]
-    scaled_THWC = decode_h264(
-        clip.video[name],
-        num_frames=clip.meta.num_frames,
-        size=(view.scaled_height, view.scaled_width),
-        where=f"{where}: video.{name}",
-        frames=chosen,
-        stored_size=(camera.height, camera.width),
+    frames_NTHWC = []
+    for name in clip.meta.cameras:
+        camera, view = clip.rig.cameras[name], views[name]
+        scaled_THWC = decode_h264(
+            clip.video[name],
+            num_frames=clip.meta.num_frames,
+            size=(view.scaled_height, view.scaled_width),
+            where=f"{where}: video.{name}",
+            frames=chosen,
+            stored_size=(camera.height, camera.width),
+        )
+        frames_NTHWC.append(cut_view(scaled_THWC, camera, view))
+    return np.stack(frames_NTHWC, axis=1)
+
+
+def find_stored_size(clip: Clip, *, where: str) -> tuple[int, int]:
+    """Rows and columns of all the clip's cameras.
+
+    Raises:
+        DataError: they differ, or a lens distorts: such pictures have to be straightened.
+    """
+    cameras = {name: clip.rig.cameras[name] for name in clip.meta.cameras}
+    sizes = {(camera.height, camera.width) for camera in cameras.values()}
+    if len(sizes) > 1:
+        words = ", ".join(f"{name} {each.width}x{each.height}" for name, each in cameras.items())
+        raise DataError(
+            f"{where}: rig: the cameras are stored in different sizes ({words}), which "
+            "data.frames=i420 cannot batch; use data.frames=rgb"
+        )
+    for name, camera in cameras.items():
+        if camera.model != "pinhole":
+            raise DataError(
+                f"{where}: rig.{name}: a lens of model {camera.model} has to be straightened, "
+                "which data.frames=i420 does not do; use data.frames=rgb"
+            )
+    (size,) = sizes
+    return size
+
+
+def _stored_frames(
+    clip: Clip,
+    views: Mapping[str, View],
+    chosen: Sequence[int],
+    stored_size: tuple[int, int],
+    where: str,
+) -> StoredFrames:
+    found = find_stored_size(clip, where=where)
+    if found != stored_size:
+        raise DataError(
+            f"{where}: rig: pictures of {found[1]}x{found[0]} among those of "
+            f"{stored_size[1]}x{stored_size[0]}, which data.frames=i420 cannot batch; use "
+            "data.frames=rgb"
+        )
+    pictures = [
+        decode_i420(
+            clip.video[name],
+            num_frames=clip.meta.num_frames,
+            where=f"{where}: video.{name}",
+            frames=chosen,
+            stored_size=stored_size,
+        )
+        for name in clip.meta.cameras
+    ]
+    kept = [views[name] for name in clip.meta.cameras]
+    return StoredFrames(
+        planes_TNRW=np.stack([each.planes_TRW for each in pictures], axis=1),
+        window_N4=np.array([source_window(view, stored_size) for view in kept]),
+        chroma_site_N2=np.stack([each.chroma_site_2 for each in pictures]),
+        to_rgb_N34=np.stack([each.to_rgb_34 for each in pictures]),
+        colour_N34=np.tile(np.eye(3, 4), (len(kept), 1, 1)),
+        is_mirrored=False,
+        image_size=(kept[0].height, kept[0].width),
     )
-    return cut_view(scaled_THWC, camera, view)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.batch import ClipBatch, YuvFrames
 from fsdtrain.data.geometry import BevGrid
 from fsdtrain.models.backbone import Backbone
 from fsdtrain.models.bev_encoder import BevEncoder
@@ -65,6 +65,7 @@ class HydraBev(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.encode_all_frames = encode_all_frames
         self.grid = grid
+        self._yuv_to_input = ops.yuv_to_input
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
@@ -89,11 +90,8 @@ class HydraBev(nn.Module):
 
     def forward(self, batch: ClipBatch) -> dict[str, dict[str, Tensor]]:
         """The outputs of every head, by its name."""
-        B, T, N = batch.frames_BTNCHW.shape[:3]
-        images = batch.frames_BTNCHW.flatten(0, 2)
-        images = images.to(self.pixel_mean.dtype, memory_format=torch.channels_last)
-        images = (images - self.pixel_mean) / self.pixel_std
-        feats_BTNChw = self.backbone(images).unflatten(0, (B, T, N))
+        B, T, N = *batch.reset_BT.shape, batch.intrinsics_BN33.shape[1]
+        feats_BTNChw = self.backbone(self._images(batch.frames)).unflatten(0, (B, T, N))
 
         bev_BTCXY = self.lift(
             feats_BTNChw, batch.intrinsics_BN33, batch.camera_to_ego_BN44, self.image_size
@@ -105,6 +103,41 @@ class HydraBev(nn.Module):
         num_encoded = bev_BTCXY.shape[1]
         bev_BTCXY = self.encoder(bev_BTCXY.flatten(0, 1)).unflatten(0, (B, num_encoded))
         return {name: head(bev_BTCXY, batch) for name, head in self.heads.items()}
+
+    def _images(self, frames: Tensor | YuvFrames) -> Tensor:
+        """Normalised RGB [B * T * N, 3, H, W], channels_last."""
+        if isinstance(frames, YuvFrames):
+            return self._images_of_video(frames)
+        images = frames.flatten(0, 2)
+        images = images.to(self.pixel_mean.dtype, memory_format=torch.channels_last)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def _images_of_video(self, frames: YuvFrames) -> Tensor:
+        B, T, N = frames.planes_BTNRW.shape[:3]
+
+        def of_every_picture(value_BN: Tensor) -> Tensor:
+            return value_BN[:, None].expand(B, T, *value_BN.shape[1:]).flatten(0, 2)
+
+        return self._yuv_to_input(
+            frames.planes_BTNRW.flatten(0, 2),
+            of_every_picture(frames.window_BN4),
+            of_every_picture(frames.chroma_site_BN2),
+            of_every_picture(frames.to_rgb_BN34),
+            of_every_picture(frames.colour_BN34),
+            of_every_picture(frames.is_mirrored_B[:, None].expand(B, N)),
+            "i420",
+            self.image_size,
+            PIXEL_MEAN,
+            PIXEL_STD,
+            self._image_dtype(),
+        )
+
+    def _image_dtype(self) -> torch.dtype:
+        # Autocast would round them for the first convolution: then nothing else need be written.
+        device_type = self.pixel_mean.device.type
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return self.pixel_mean.dtype
 
 
 def _check_image_size(image_size: tuple[int, int], divisor: int) -> None:

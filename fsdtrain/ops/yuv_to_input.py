@@ -113,11 +113,12 @@ def _resample(
     planes_KHCW: Tensor, start_K2: Tensor, length_K2: Tensor, out_size: tuple[int, int]
 ) -> Tensor:
     """[K, C, h, w]: windows of [K, H, C, W], rows first."""
-    num_columns = planes_KHCW.shape[3]
-    rows = _resample_rows(planes_KHCW.flatten(2), start_K2[:, 0], length_K2[:, 0], out_size[0])
-    columns_KWCh = rows.unflatten(2, (-1, num_columns)).permute(0, 3, 2, 1)
-    columns = _resample_rows(columns_KWCh.flatten(2), start_K2[:, 1], length_K2[:, 1], out_size[1])
-    return columns.unflatten(2, (-1, out_size[0])).permute(0, 2, 3, 1)
+    K, _, C, W = planes_KHCW.shape
+    h, w = out_size
+    rows = _resample_rows(planes_KHCW.flatten(2), start_K2[:, 0], length_K2[:, 0], h)
+    columns_KWCh = rows.reshape(K, h, C, W).permute(0, 3, 2, 1)
+    columns = _resample_rows(columns_KWCh.flatten(2), start_K2[:, 1], length_K2[:, 1], w)
+    return columns.reshape(K, w, C, h).permute(0, 2, 3, 1)
 
 
 def _resample_rows(values_KHL: Tensor, start_K: Tensor, length_K: Tensor, num_out: int) -> Tensor:

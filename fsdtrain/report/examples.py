@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fsdtrain.data.batch import ClipBatch, ClipWindow
 from fsdtrain.data.collate import Sample, collate
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.geometry import BevGrid
+from fsdtrain.data.pictures import last_pictures
 from fsdtrain.data.stream import StreamPlan, load_window
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import StepOutput
@@ -73,7 +75,9 @@ def predict_examples(
     """Run the model on at most one batch of samples and gather what there is to draw."""
     # A batch of another size would be compiled anew.
     filling = [samples[-1]] * (plan.share.batch_size - len(samples))
-    batch = _move(collate([*samples, *filling]), module.device)
+    batch: ClipBatch = tree_map(
+        lambda tensor: tensor.to(module.device), collate([*samples, *filling])
+    )
     was_training = module.training
     module.eval()
     with torch.no_grad():
@@ -83,14 +87,6 @@ def predict_examples(
         _example(sample.window, row, plan.catalog.cameras, module.heads(), output.outputs, batch)
         for row, sample in enumerate(samples)
     ]
-
-
-def _move(batch: ClipBatch, device: torch.device) -> ClipBatch:
-    moved = {name: tensor.to(device) for name, tensor in batch.targets.items()}
-    tensors = {
-        name: value.to(device) for name, value in batch._asdict().items() if name != "targets"
-    }
-    return ClipBatch(**tensors, targets=moved)
 
 
 def _example(
@@ -110,7 +106,7 @@ def _example(
     return ExampleClip(
         clip_id=window.clip_id,
         camera_names=camera_names,
-        images_NHWC=window.frames_TNHWC[-1],
+        images_NHWC=last_pictures(window),
         intrinsics_N33=window.intrinsics_N33,
         camera_to_ego_N44=window.camera_to_ego_N44,
         boxes=() if window.boxes is None else window.boxes[-1],

@@ -9,6 +9,7 @@ from fsdtrain.data.augment import (
     augment_views,
     augment_window,
     change_colours,
+    draw_colours,
     mirror_window,
 )
 from fsdtrain.data.geometry import BevGrid, box_corners, invert_pose, yaw_of
@@ -54,7 +55,7 @@ def test_after_every_change_pixels_show_what_the_calibration_says(
     window = augment_window(window, replace(ONLY_ZOOM, mirror_probability=float(mirrored)), rng)
     for camera in range(2):
         du, dv, error = shift_of(
-            window.frames_TNHWC[0, camera],
+            window.frames[0, camera],
             window.intrinsics_N33[camera],
             window.camera_to_ego_N44[camera],
             mirrored=mirrored,
@@ -79,7 +80,7 @@ def test_zooms_differ_between_cameras_and_stay_in_range(sky_clip):
 
 def test_mirroring_twice_gives_the_window_back(window):
     once = mirror_window(window)
-    assert (once.frames_TNHWC != window.frames_TNHWC).any()
+    assert (once.frames != window.frames).any()
     assert_same(mirror_window(once), window)
 
 
@@ -169,7 +170,7 @@ def test_unlabelled_windows_can_be_mirrored(make_clip):
 def test_colours_follow_the_formula_and_stay_alike_over_time():
     frames = np.random.default_rng(0).integers(0, 256, (3, 2, 6, 10, 3), dtype=np.uint8)
     frames[1:] = frames[:1]
-    changed = change_colours(frames, Augmentation(), np.random.default_rng(4))
+    changed = change_colours(frames, draw_colours(2, Augmentation(), np.random.default_rng(4)))
     np.testing.assert_array_equal(changed[1], changed[0])
     for camera, draw in enumerate(np.random.default_rng(4).uniform(-1, 1, size=(2, 5))):
         for channel in range(3):
@@ -179,8 +180,7 @@ def test_colours_follow_the_formula_and_stay_alike_over_time():
             assert np.abs(changed[:, camera, ..., channel] - expected).max() <= 0.51
     shared = change_colours(
         np.repeat(frames[:, :1], 2, axis=1),
-        Augmentation(colours_per_camera=False),
-        np.random.default_rng(5),
+        draw_colours(2, Augmentation(colours_per_camera=False), np.random.default_rng(5)),
     )
     np.testing.assert_array_equal(shared[:, 0], shared[:, 1])
 

@@ -112,7 +112,7 @@ def assert_equal_batches(first: ClipBatch, second: ClipBatch) -> None:
 def test_a_batch_holds_what_its_fields_promise(shards, clips):
     (batch, *_) = make_module(shards, num_frames=3).val_dataloader()
     expected = {
-        "frames_BTNCHW": ((3, 3, 2, 3, 24, 32), torch.uint8),
+        "frames": ((3, 3, 2, 3, 24, 32), torch.uint8),
         "intrinsics_BN33": ((3, 2, 3, 3), torch.float32),
         "camera_to_ego_BN44": ((3, 2, 4, 4), torch.float32),
         "previous_to_current_BT44": ((3, 3, 4, 4), torch.float32),
@@ -127,8 +127,8 @@ def test_a_batch_holds_what_its_fields_promise(shards, clips):
     shape = WindowShape(num_frames=3, image_size=(24, 32))
     for row in range(3):
         window = cut_window(clips[row], shape, where="w")
-        frames = torch.from_numpy(window.frames_TNHWC).permute(0, 1, 4, 2, 3)
-        assert torch.equal(batch.frames_BTNCHW[row], frames)
+        frames = torch.from_numpy(window.frames).permute(0, 1, 4, 2, 3)
+        assert torch.equal(batch.frames[row], frames)
         poses = [pose_matrix(state.ego_to_world) for state in clips[row].ego.states[1:4]]
         for t in (1, 2):
             np.testing.assert_allclose(
@@ -156,7 +156,7 @@ def test_validation_counts_every_clip_once_and_padding_never(shards):
             lengths.add(len(batches))
             assert len(loader) == len(batches)
             for batch in batches:
-                assert batch.frames_BTNCHW.shape[0] == 2  # shapes never change
+                assert batch.frames.shape[0] == 2  # shapes never change
                 is_padding = batch.clip_index_B < 0
                 assert torch.equal(batch.targets["known"], ~is_padding)
                 assert torch.equal(batch.targets["future"] == 0, is_padding)
@@ -186,7 +186,7 @@ def test_ranks_share_the_steps_of_one_process(shards):
     for step, whole in enumerate(alone):
         parts = [rank[step] for rank in ranks]
         assert torch.equal(whole.clip_index_B, torch.cat([part.clip_index_B for part in parts]))
-        assert torch.equal(whole.frames_BTNCHW, torch.cat([part.frames_BTNCHW for part in parts]))
+        assert torch.equal(whole.frames, torch.cat([part.frames for part in parts]))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -210,7 +210,7 @@ def test_augmentation_differs_between_epochs_and_seeds_and_repeats(shards):
         rows = [
             (index, row)
             for b in batches
-            for index, row in zip(b.clip_index_B.tolist(), b.frames_BTNCHW, strict=True)
+            for index, row in zip(b.clip_index_B.tolist(), b.frames, strict=True)
         ]
         return [row for index, row in rows if index == rows[0][0]]
 
@@ -274,7 +274,7 @@ class Recorder(lightning.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> torch.Tensor:
         self.seen.append(batch.clip_index_B.tolist())
-        return self.weight * batch.frames_BTNCHW.float().mean()
+        return self.weight * batch.frames.float().mean()
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         self.validated += batch.clip_index_B.tolist()
@@ -388,7 +388,7 @@ def test_a_bad_clip_leaves_the_others_as_they_are(shards, broken):
     for before, after in zip(good, make_module(folder, **options).train_dataloader(), strict=True):
         same = before.clip_index_B == after.clip_index_B
         assert same.sum() >= 2
-        assert torch.equal(before.frames_BTNCHW[same], after.frames_BTNCHW[same])
+        assert torch.equal(before.frames[same], after.frames[same])
 
 
 def test_in_validation_a_bad_clip_is_left_out_not_replaced(broken):
@@ -443,10 +443,10 @@ def test_clips_shorter_than_the_window(shards):
 
 def test_cameras_are_chosen_by_name_and_order(shards, clips, make_clip, tmp_path):
     (batch, *_) = make_module(shards, cameras=["rear"]).val_dataloader()
-    assert batch.frames_BTNCHW.shape[2] == 1
+    assert batch.frames.shape[2] == 1
     (both, *_) = make_module(shards, cameras=["rear", "front"]).val_dataloader()
     (plain, *_) = make_module(shards).val_dataloader()
-    assert torch.equal(both.frames_BTNCHW, plain.frames_BTNCHW.flip(2))
+    assert torch.equal(both.frames, plain.frames.flip(2))
     assert torch.equal(both.camera_to_ego_BN44, plain.camera_to_ego_BN44.flip(1))
     with pytest.raises(UserError, match="lacks camera side; it has front, rear"):
         make_module(shards, cameras=["front", "side"]).setup("fit")

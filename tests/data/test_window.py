@@ -18,11 +18,11 @@ def test_the_last_window_holds_the_last_frames_at_training_resolution(make_clip)
     clip = make_clip(num_frames=7)
     window = cut_window(clip, SHAPE, where="w")
     assert window.clip_id == clip.meta.clip_id
-    assert window.frames_TNHWC.shape == (3, 2, 24, 32, 3)
-    assert window.frames_TNHWC.dtype == np.uint8
+    assert window.frames.shape == (3, 2, 24, 32, 3)
+    assert window.frames.dtype == np.uint8
     for camera, name in enumerate(clip.meta.cameras):
         expected = decode_h264(clip.video[name], num_frames=7, size=(24, 32), where="v")[4:]
-        np.testing.assert_array_equal(window.frames_TNHWC[:, camera], expected)
+        np.testing.assert_array_equal(window.frames[:, camera], expected)
     np.testing.assert_allclose(window.timestamps_s_T, [0.0, 0.1, 0.2], atol=1e-12)
     assert window.boxes == clip.labels.boxes[4:]
     assert window.lanes == clip.labels.lanes
@@ -34,7 +34,7 @@ def test_stride_and_start_choose_frames_times_boxes_and_poses(make_clip):
     shape = WindowShape(num_frames=3, image_size=(48, 64), frame_stride=2)
     window = cut_window(clip, shape, where="w", first_frame=1)
     stored = decode_h264(clip.video["rear"], num_frames=9, size=None, where="v")
-    np.testing.assert_array_equal(window.frames_TNHWC[:, 1], stored[[1, 3, 5]])
+    np.testing.assert_array_equal(window.frames[:, 1], stored[[1, 3, 5]])
     np.testing.assert_allclose(window.timestamps_s_T, [0.0, 0.2, 0.4], atol=1e-12)
     assert window.boxes == tuple(clip.labels.boxes[index] for index in (1, 3, 5))
     for row, index in enumerate((1, 3, 5)):
@@ -131,7 +131,7 @@ def test_pixels_show_what_the_calibration_says(make_clip, paint_sky, shift_of, l
     window = cut_window(clip, shape, where="w")
     for camera in range(2):
         du, dv, error = shift_of(
-            window.frames_TNHWC[0, camera],
+            window.frames[0, camera],
             window.intrinsics_N33[camera],
             window.camera_to_ego_N44[camera],
         )

@@ -30,7 +30,7 @@ def make_window() -> MakeWindow:
         num_frames = max(len(boxes or ()), len(poses or ()), 1)
         return ClipWindow(
             clip_id="clip",
-            frames_TNHWC=np.zeros((num_frames, 1, 4, 6, 3), dtype=np.uint8),
+            frames=np.zeros((num_frames, 1, 4, 6, 3), dtype=np.uint8),
             intrinsics_N33=np.eye(3)[None],
             camera_to_ego_N44=np.eye(4)[None],
             timestamps_s_T=np.arange(num_frames, dtype=np.float64) * 0.2,
@@ -67,7 +67,7 @@ def make_batch() -> MakeBatch:
         interval_BT = torch.full((B, T), interval_s)
         interval_BT[:, 0] = 0.0
         return ClipBatch(
-            frames_BTNCHW=torch.zeros(B, T, 1, 3, 4, 6, dtype=torch.uint8),
+            frames=torch.zeros(B, T, 1, 3, 4, 6, dtype=torch.uint8),
             intrinsics_BN33=torch.eye(3).repeat(B, 1, 1, 1),
             camera_to_ego_BN44=torch.eye(4).repeat(B, 1, 1, 1),
             previous_to_current_BT44=motion_BT44,

@@ -63,7 +63,7 @@ def random_batch(
     reset_BT[:, 0] = True
     generator = torch.Generator().manual_seed(seed)
     batch = ClipBatch(
-        frames_BTNCHW=torch.randint(
+        frames=torch.randint(
             0, 256, (B, T, N, 3, H, W), dtype=torch.uint8, generator=generator
         )
         if device != "meta"

@@ -99,9 +99,9 @@ def test_memory_remembers_until_it_is_reset(
         return logits
 
     batch = make_batch()
-    frames = batch.frames_BTNCHW.clone()
+    frames = batch.frames.clone()
     frames[:, 0] = 255 - frames[:, 0]
-    changed = batch._replace(frames_BTNCHW=frames)
+    changed = batch._replace(frames=frames)
     assert not torch.allclose(last_logits(batch), last_logits(changed))
 
     reset = torch.ones_like(batch.reset_BT)
@@ -109,7 +109,7 @@ def test_memory_remembers_until_it_is_reset(
         last_logits(batch._replace(reset_BT=reset)), last_logits(changed._replace(reset_BT=reset))
     )
     single = batch._replace(
-        frames_BTNCHW=batch.frames_BTNCHW[:, 1:],
+        frames=batch.frames[:, 1:],
         previous_to_current_BT44=batch.previous_to_current_BT44[:, 1:],
         frame_interval_s_BT=batch.frame_interval_s_BT[:, 1:],
         reset_BT=reset[:, 1:],
@@ -120,7 +120,7 @@ def test_memory_remembers_until_it_is_reset(
 def test_without_memory_frames_are_alone(make_network: MakeNetwork, make_batch: MakeBatch) -> None:
     network = make_network(has_memory=False).eval()
     batch = make_batch()
-    turned = batch._replace(frames_BTNCHW=batch.frames_BTNCHW.flip(1))
+    turned = batch._replace(frames=batch.frames.flip(1))
     torch.testing.assert_close(
         network(batch)["vehicle"]["logits_BTXY"],
         network(turned)["vehicle"]["logits_BTXY"].flip(1),
