@@ -57,6 +57,23 @@ class TrainerParts:
     is_deterministic: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelledSubstitute:
+    """Who can model the machine of a backend that is not available here.
+
+    Args:
+        backend: the name of a backend, which need not be installed.
+        options: of its constructor.
+        machine: in words, "an NVIDIA H100".
+        hint: how to ask for it, or for a similar machine, by name.
+    """
+
+    backend: str
+    options: Mapping[str, object]
+    machine: str
+    hint: str
+
+
 # Bins of an exponent histogram; the first and the last also hold everything beyond them.
 HISTOGRAM_MIN_EXPONENT = -64
 HISTOGRAM_BINS = 96
@@ -113,6 +130,11 @@ class Backend(ABC):
     @abstractmethod
     def availability(cls) -> Availability:
         """Look, do not touch: no device is initialised, nothing is raised."""
+
+    @classmethod
+    def modelled_substitute(cls) -> ModelledSubstitute | None:
+        """What `profile` shows, and says so, where this backend is not available; None: nothing."""
+        return None
 
     @abstractmethod
     def device_name(self) -> str:

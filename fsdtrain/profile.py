@@ -5,6 +5,8 @@ It does not know how a backend finds its figures: some measure, some model, and 
 """
 
 import logging
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 from torch.utils import _pytree
 
-from fsdtrain.backend import Backend, load_backend
+from fsdtrain.backend import Backend, installed_backends, load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
 from fsdtrain.data.assignment import Share
+from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.loader import ClipLoader
 from fsdtrain.engine.loggers import quiet_logs
 from fsdtrain.engine.optimizer import build_optimizer
 from fsdtrain.engine.profile_record import ProfileRecord
@@ -34,6 +39,9 @@ from fsdtrain.step_profile import StepProfile
 logger = logging.getLogger(__name__)
 
 NUM_SHOWN_OPS = 20  # in the terminal; profile.json has all
+NUM_TIMED_BATCHES = 8
+MAX_LOADING_S = 3.0  # of batches that are timed
+PREFETCHED = 2  # batches that each worker has ready, as torch does it
 
 
 def run(config: DictConfig) -> None:
@@ -49,7 +57,7 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
-    backend = load_backend(settings.backend["name"], settings.backend_options)
+    backend, warning = _load(settings)
     network = build_network(settings.model, backend.op_table())
     train, val = find_data(settings.data)
     datamodule = build_datamodule(settings, network, train, val)
@@ -58,10 +66,16 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     backend.compile_step(step)
     optimizer = build_optimizer(step, settings.training, is_fused=backend.fuses_optimizer)
     loader = datamodule.loader("train", Share(batch_size=settings.data.batch_size))
-    batch: Any = _pytree.tree_map(backend.to_device, next(iter(loader)))
+    batches = _endlessly(loader)
+    batch: Any = _pytree.tree_map(backend.to_device, next(batches))
 
     record_run(settings, backend, run_dir, started_at, config_yaml, hash_data(train))
     found = backend.profile_step(step, batch, optimizer)
+    if warning:
+        found = replace(found, notes=(warning, *found.notes))
+    if backend.value_origin == found.origin == "MEASURED":
+        wait_s = _data_wait(batches, settings.data.num_workers, found.step_time_s)
+        found = replace(found, data_wait_s=wait_s)
     num_clips = settings.data.batch_size
     # The timeline is long; whoever wants it asks for the trace.
     record = ProfileRecord(num_clips=num_clips, profile=replace(found, timeline=()))
@@ -75,6 +89,48 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     if settings.trace:
         _trace(found, run_dir)
     return found
+
+
+def _load(settings: ProfileSettings) -> tuple[Backend, str]:
+    """The backend that is asked for, and "".
+
+    Where it is not available but names one that models its machine: that one, and a warning, which
+    has been printed.
+    """
+    name = settings.backend["name"]
+    installed = installed_backends()
+    entry = installed.get(name)
+    substitute = None
+    if entry is not None and entry.backend_class is not None:
+        substitute = entry.backend_class.modelled_substitute()
+    if entry is None or entry.availability.is_available or substitute is None:
+        return load_backend(name, settings.backend_options), ""
+    if substitute.backend not in installed:
+        return load_backend(name, settings.backend_options), ""
+    warning = (
+        f"Backend {name} is not available here: {entry.availability.detail}. These figures are "
+        f"MODELLED, not measured: of {substitute.machine}, by backend {substitute.backend}. "
+        f"{substitute.hint}"
+    )
+    Console().print(Text(warning, style="bold yellow"))
+    return load_backend(substitute.backend, substitute.options), warning
+
+
+def _endlessly(loader: ClipLoader) -> Iterator[ClipBatch]:
+    while True:
+        yield from loader
+
+
+def _data_wait(batches: Iterator[ClipBatch], num_workers: int, step_time_s: float) -> float:
+    """Seconds that each step waits for its batch: workers load while a step runs, else nobody."""
+    for _ in range(PREFETCHED * num_workers):
+        next(batches)  # they were made while the step was profiled
+    started, num_batches = time.perf_counter(), 0
+    while num_batches < NUM_TIMED_BATCHES and time.perf_counter() - started < MAX_LOADING_S:
+        next(batches)
+        num_batches += 1
+    batch_s = (time.perf_counter() - started) / num_batches
+    return max(0.0, batch_s - step_time_s) if num_workers else batch_s
 
 
 def _move(step: nn.Module, backend: Backend) -> None:

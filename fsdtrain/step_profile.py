@@ -198,6 +198,7 @@ class StepProfile:
         power_limit_watts: of the machine.
         memory: high-water marks.
         busy_s: for how long each resource was busy.
+        data_wait_s: of the step, for its batch, by the rate of the loader by itself.
         timeline: what kept them busy, and when.
         sram_over_time: (seconds, bytes in the fullest node) at every change.
         sram_capacity_bytes: of a node.
@@ -220,6 +221,7 @@ class StepProfile:
     power_limit_watts: float | None = None
     memory: tuple[MemoryUse, ...] = ()
     busy_s: Mapping[str, float] = field(default_factory=dict)
+    data_wait_s: float | None = None
     timeline: tuple[TimelineEvent, ...] = ()
     sram_over_time: tuple[tuple[float, float], ...] = ()
     sram_capacity_bytes: int | None = None

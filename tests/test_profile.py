@@ -1,17 +1,24 @@
 """`fsdtrain profile`: the files, whose time it is, and what of the command line it understands."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fsdtrain_cuda import CudaBackend
+from fsdtrain_dojo import DojoBackend
 from torch import nn
 
 from fsdtrain.__main__ import _as_overrides, main
+from fsdtrain.backend import ModelledSubstitute
 from fsdtrain.engine.profile_record import ProfileRecord, read_profile
 from fsdtrain.engine.run_record import read_manifest, write_json
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import compose_config
+from fsdtrain.profile import _data_wait, _load
 from fsdtrain.settings import read_profile_settings
 from fsdtrain.step_profile import PHASES, Assumption, HeatMap, OpProfile, StepProfile
 from fsdtrain.torch_profile import profile_with_torch
@@ -63,6 +70,81 @@ def test_dojos_time_is_modelled_and_has_reasons(
     assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X", "C"}
 
 
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@NO_GPU
+def test_without_a_gpu_the_first_line_says_that_a_model_takes_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = read_profile_settings(compose_config("profile", ["run_dir=.", "backend=cuda"]))
+    backend, warning = _load(settings)
+    assert isinstance(backend, DojoBackend)
+    assert backend.machine.name == "h100"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed == warning
+    assert re.match(r"Backend cuda is not available here: no GPU: .*MODELLED, not meas", printed)
+    assert "NVIDIA H100" in printed
+
+
+@NO_GPU
+def test_a_profile_by_a_substitute_says_so_first_and_forever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = ModelledSubstitute(backend="cpu", options={}, machine="a machine", hint="A hint.")
+    monkeypatch.setattr(CudaBackend, "modelled_substitute", lambda: stub)
+    assert main(["profile", "backend=cuda", "experiment=smoke", f"run_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.startswith("Backend cuda is not available here: no GPU")
+    assert "of a machine, by backend cpu. A hint." in read_profile(tmp_path).profile.notes[0]
+    assert "not available here" in (tmp_path / "profile.html").read_text()
+
+
+@NO_GPU
+@pytest.mark.parametrize("substitute", [None, "not installed"])
+def test_without_a_substitute_a_backend_that_cannot_run_is_refused(
+    substitute: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = ModelledSubstitute(backend="not installed", options={}, machine="", hint="")
+    monkeypatch.setattr(CudaBackend, "modelled_substitute", lambda: substitute and stub)
+    settings = read_profile_settings(compose_config("profile", ["run_dir=.", "backend=cuda"]))
+    with pytest.raises(UserError, match="backend 'cuda' is not available: no GPU"):
+        _load(settings)
+
+
+class Clock:
+    """Each batch takes a second, and a step what it is said to take."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_batches = 0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def batches(self) -> Iterator[Any]:
+        while True:
+            self.num_batches += 1
+            self.now_s += 1.0
+            yield None
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "step_s", "wait_s", "num_batches"),
+    [(2, 0.25, 0.75, 4 + 3), (2, 1.5, 0.0, 4 + 3), (0, 0.25, 1.0, 3)],
+)
+def test_a_step_waits_for_what_the_loader_lacks(
+    num_workers: int,
+    step_s: float,
+    wait_s: float,
+    num_batches: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("fsdtrain.profile.time", clock)
+    assert _data_wait(clock.batches(), num_workers, step_s) == pytest.approx(wait_s)
+    assert clock.num_batches == num_batches, "for three seconds, and what was ready before"
+
+
 class Regression(nn.Module):
     """Two layers and a loss, with products that can be counted by hand."""
 
@@ -100,6 +182,9 @@ def test_a_clocked_profile_tells_the_phases_and_the_work() -> None:
         for phase in PHASES
     ]
     assert firsts == sorted(firsts)
+    # Two matrices are read and one is written, four bytes a number.
+    assert products["4x16, 16x32", "forward"].num_bytes == 4 * (4 * 16 + 16 * 32 + 4 * 32)
+    assert products["32x4, 4x16", "backward"].num_bytes == 4 * (32 * 4 + 4 * 16 + 32 * 16)
     assert found.timeline
     ends = [0.0]
     for event in found.timeline:

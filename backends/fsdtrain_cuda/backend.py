@@ -16,6 +16,7 @@ from fsdtrain.backend import (
     Availability,
     Backend,
     BackendError,
+    ModelledSubstitute,
     Tolerance,
     TrainerParts,
 )
@@ -91,6 +92,15 @@ class CudaBackend(Backend):
     def availability(cls) -> Availability:
         return find_device()
 
+    @classmethod
+    def modelled_substitute(cls) -> ModelledSubstitute | None:
+        return ModelledSubstitute(
+            backend="dojo",
+            options={"machine": "h100"},
+            machine="an NVIDIA H100 in bf16",
+            hint="For other machines: backend=dojo backend.machine=a100, h200, ...",
+        )
+
     def device_name(self) -> str:
         return torch.cuda.get_device_name(0)
 
@@ -107,8 +117,13 @@ class CudaBackend(Backend):
         )
 
     def op_table(self) -> OpTable:
+        # They bring Triton, and importing a backend is cheap.
+        from fsdtrain_cuda.kernels.bev_pool import bev_pool
+        from fsdtrain_cuda.kernels.ms_deform_attn import ms_deform_attn
+        from fsdtrain_cuda.kernels.yuv_to_input import yuv_to_input
+
         self._prepare()
-        return OpTable()
+        return OpTable(bev_pool=bev_pool, ms_deform_attn=ms_deform_attn, yuv_to_input=yuv_to_input)
 
     def compile_step(self, step: nn.Module) -> None:
         if self.compile != "eager":

@@ -17,7 +17,7 @@ MIN_BF16_CAPABILITY = (8, 0)  # below, bf16 is computed step by step in float32
 def find_device() -> Availability:
     """Look whether torch, the driver, a GPU and Triton are there."""
     if torch.version.cuda is None and torch.version.hip is None:
-        return _no("this torch is a CPU build; install the CUDA build of torch to use a GPU")
+        return _no("no GPU: this torch is a CPU build; install the CUDA build of torch to use one")
     built_for = "ROCm" if torch.version.hip is not None else f"CUDA {torch.version.cuda}"
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -168,6 +168,9 @@ def summary_lines(profile: StepProfile) -> list[tuple[str, str]]:
         busy = {name: seconds / profile.step_time_s for name, seconds in profile.busy_s.items()}
         ranked = sorted(busy.items(), key=lambda item: -item[1])
         lines.append(("busy", ", ".join(f"{name} {percent(share)}" for name, share in ranked)))
+    if profile.data_wait_s is not None:
+        share = percent(profile.data_wait_s / (profile.step_time_s + profile.data_wait_s))
+        lines.append(("waits for data", f"{in_seconds(profile.data_wait_s)} more, {share}"))
     for use in profile.memory:
         text = with_prefix(use.peak_bytes, "B")
         if use.capacity_bytes:

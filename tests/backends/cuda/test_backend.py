@@ -71,7 +71,7 @@ def as_if(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_a_cpu_build_is_told_what_to_install(as_if: Callable[..., None]) -> None:
     as_if(cuda=None, num_gpus=0)
     assert find_device().detail == (
-        "this torch is a CPU build; install the CUDA build of torch to use a GPU"
+        "no GPU: this torch is a CPU build; install the CUDA build of torch to use one"
     )
 
 
