@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from fsdtrain.ops.bev_pool import bev_pool
+from fsdtrain.ops.focal_loss import focal_loss
 from fsdtrain.ops.ms_deform_attn import ms_deform_attn
+from fsdtrain.ops.occupancy_loss import occupancy_loss
 from fsdtrain.ops.project_sample import project_sample
 from fsdtrain.ops.warp_bev import warp_bev
 from fsdtrain.ops.yuv_to_input import YuvLayout, yuv_to_input
@@ -23,6 +25,8 @@ BevPool = Callable[
     ],
     Tensor,
 ]  # fmt: skip
+OccupancyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+FocalLoss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 ProjectSample = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int], int], Tensor]
 WarpBev = Callable[[Tensor, Tensor, tuple[float, float], float], Tensor]
 YuvToInput = Callable[
@@ -43,3 +47,5 @@ class OpTable:
     project_sample: ProjectSample = project_sample
     warp_bev: WarpBev = warp_bev
     yuv_to_input: YuvToInput = yuv_to_input
+    occupancy_loss: OccupancyLoss = occupancy_loss
+    focal_loss: FocalLoss = focal_loss

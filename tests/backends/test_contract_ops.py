@@ -193,6 +193,39 @@ def yuv_to_input_case(
     return OpCase("yuv_to_input", label, make, num_differentiable=0)
 
 
+def occupancy_loss_case(
+    label: str, *, voxels: tuple[int, int, int, int], num_classes: int, valid_share: float = 0.7
+) -> OpCase:
+    """`voxels` is [B, X, Y, Z]; what is invalid holds nonsense."""
+
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        logits = 3 * torch.randn(*voxels, num_classes, generator=generator)
+        target = torch.randint(num_classes, voxels, generator=generator)
+        valid = torch.rand(voxels, generator=generator) < valid_share
+        logits = torch.where(valid[..., None], logits, 1e3)
+        weights = 0.1 + torch.rand(num_classes, generator=generator)
+        return logits, torch.where(valid, target, 255), valid, weights
+
+    return OpCase("occupancy_loss", label, make)
+
+
+def focal_loss_case(
+    label: str,
+    *,
+    shape: tuple[int, ...],
+    valid_share: float = 0.7,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> OpCase:
+    def make(generator: torch.Generator) -> tuple[Any, ...]:
+        logits = 3 * torch.randn(shape, generator=generator)
+        target = torch.rand(shape, generator=generator) < 0.2
+        valid = torch.rand(shape, generator=generator) < valid_share
+        return torch.where(valid, logits, 1e3), target, valid, alpha, gamma
+
+    return OpCase("focal_loss", label, make)
+
+
 CASES = (
     project_sample_case(
         "tiny", feats=(2, 2, 2, 8, 6, 12), points=(2, 8, 8), image_size=(24, 48), max_views=2
@@ -282,6 +315,14 @@ CASES = (
     yuv_to_input_case("half a packed row", yuv=(5, 6, 22), out_size=(5, 7)),
     yuv_to_input_case("pairs", yuv=(2, 26, 38), out_size=(11, 17), layout="nv12"),
     yuv_to_input_case("one of each", yuv=(1, 2, 2), out_size=(1, 1)),
+    occupancy_loss_case("18 classes", voxels=(2, 9, 7, 4), num_classes=18),
+    occupancy_loss_case("one class", voxels=(1, 3, 3, 2), num_classes=1),
+    occupancy_loss_case("nothing valid", voxels=(1, 4, 2, 3), num_classes=5, valid_share=0.0),
+    occupancy_loss_case("everything valid", voxels=(3, 1, 13, 2), num_classes=2, valid_share=1.0),
+    focal_loss_case("heat map", shape=(1, 1, 13, 5)),
+    focal_loss_case("a class each", shape=(2, 5, 31), alpha=0.6, gamma=0.5),
+    focal_loss_case("cross entropy", shape=(67,), alpha=0.5, gamma=0.0),
+    focal_loss_case("nothing valid", shape=(3, 4), valid_share=0.0),
 )  # fmt: skip
 
 
