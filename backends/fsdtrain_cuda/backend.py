@@ -120,10 +120,16 @@ class CudaBackend(Backend):
         # They bring Triton, and importing a backend is cheap.
         from fsdtrain_cuda.kernels.bev_pool import bev_pool
         from fsdtrain_cuda.kernels.ms_deform_attn import ms_deform_attn
+        from fsdtrain_cuda.kernels.project_sample import project_sample
         from fsdtrain_cuda.kernels.yuv_to_input import yuv_to_input
 
         self._prepare()
-        return OpTable(bev_pool=bev_pool, ms_deform_attn=ms_deform_attn, yuv_to_input=yuv_to_input)
+        return OpTable(
+            bev_pool=bev_pool,
+            ms_deform_attn=ms_deform_attn,
+            project_sample=project_sample,
+            yuv_to_input=yuv_to_input,
+        )
 
     def compile_step(self, step: nn.Module) -> None:
         if self.compile != "eager":
