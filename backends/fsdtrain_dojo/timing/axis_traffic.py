@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fsdtrain_dojo.timing.traffic_kernel import are_apart, find_alike, follow_keepers
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Key = bytes  # int64 ranges of a dimension at every place: (2, L), as they lie in memory
@@ -43,7 +45,7 @@ class AxisTraffic:
     piece: float
 
 
-@lru_cache(maxsize=2048)  # most results are a few kB, of a tray up to 90 kB
+@lru_cache(maxsize=512)  # a result of a tray is up to 2 MB
 def follow_axis(
     kept: tuple[Key, ...],
     needed: tuple[Key, ...],
@@ -65,7 +67,7 @@ def follow_axis(
         is_multicast: False where every place's need is sent by itself, though it be the same.
         by_keeper: whether `forward` and `volume` are wanted for every place that keeps a part.
     """
-    keeps_L, needs_L = np.frombuffer(keeps, bool), np.frombuffer(needs, bool)
+    keeps_L, needs_L = np.frombuffer(keeps, bool).copy(), np.frombuffer(needs, bool).copy()
     length = len(keeps_L)
     kept_ranges = [np.frombuffer(each, np.int64).reshape(2, length) for each in kept]
     need_ranges = [np.frombuffer(each, np.int64).reshape(2, length) for each in needed]
@@ -73,54 +75,39 @@ def follow_axis(
         keeps_L = keeps_L & (ranges[1] > ranges[0])
     if _has_own(kept_ranges, need_ranges, keeps_L, needs_L, shared):
         return _stay(need_ranges, needs_L, by_keeper)
-    kept_ranges = [_without_overlaps(ranges, keeps_L) for ranges in kept_ranges]
-    first, last = _served_ranges(kept_ranges, keeps_L)
-    h = np.flatnonzero(keeps_L)
-    first, last, places = first[h], last[h], np.arange(length)
-    served = (first[:, None] <= places) & (places <= last[:, None]) & needs_L
-    boxes = []
-    for number, (low, high) in enumerate(need_ranges):
-        if number < shared:
-            have = kept_ranges[number][:, h, None]
-            low, high = np.maximum(low, have[0]), np.minimum(high, have[1])
-        served &= high > low
-        boxes.append((low, high))
-    volume = served.astype(np.float64)
-    for low, high in boxes:
-        volume *= high - low
-    counted = (volume, volume)
-    if is_multicast:
-        counted = _once_each(volume, need_ranges, needs_L, first, last)
-    # beyond[h, i]: what places from i on need; before[h, i]: what places up to i need
-    beyond = np.cumsum(counted[0][:, ::-1], axis=1)[:, ::-1]
-    before = np.cumsum(counted[1], axis=1)
-    if is_multicast and not all(_are_apart(ranges, needs_L) for ranges in need_ranges):
-        hull_beyond, hull_before = _hulls(served, boxes)
-        beyond, before = np.minimum(beyond, hull_beyond), np.minimum(before, hull_before)
-    is_beyond = places[:-1] >= h[:, None]
-    forward = beyond[:, 1:] * is_beyond
-    backward = before[:, :-1] * ~is_beyond
-    each = np.arange(len(h))
-    others = np.where(h + 1 < length, beyond[each, np.minimum(h + 1, length - 1)], 0.0)
-    others += np.where(h > 0, before[each, np.maximum(h - 1, 0)], 0.0)
-    if is_multicast:
-        others = np.minimum(others, beyond[:, 0])
-
-    def at_places(of_keepers: Floats) -> Floats:
-        found = np.zeros((length, *of_keepers.shape[1:]))
-        found[h] = of_keepers
-        return found
-
-    return AxisTraffic(
-        forward=at_places(forward) if by_keeper else forward.sum(0, keepdims=True),
-        backward=at_places(backward) if by_keeper else backward.sum(0, keepdims=True),
-        all=at_places(beyond[:, 0]),
-        others=at_places(others),
-        own=at_places(volume[each, h]),
-        is_served=at_places(served.astype(np.float64)) > 0,
-        volume=at_places(volume) if by_keeper else np.zeros((0, 0)),
-        piece=float(volume.max(initial=0.0)),
+    kept_D2L = _stacked([_without_overlaps(ranges, keeps_L) for ranges in kept_ranges], length)
+    needed_D2L = _stacked(need_ranges, length)
+    ways = np.zeros((2, length if by_keeper else 1, length - 1))
+    volume = np.zeros((length, length) if by_keeper else (0, 0))
+    is_served = np.zeros((length, length), bool)
+    at_place = np.zeros((3, length))
+    piece = follow_keepers(
+        kept_D2L[:shared],
+        needed_D2L,
+        needs_L,
+        _served_ranges(kept_D2L, keeps_L),
+        np.stack(find_alike(needed_D2L, needs_L)),
+        is_multicast,
+        is_multicast and not all(are_apart(ranges, needs_L) for ranges in needed_D2L),
+        ways,
+        volume,
+        is_served,
+        at_place,
     )
+    return AxisTraffic(
+        forward=ways[0],
+        backward=ways[1],
+        all=at_place[0],
+        others=at_place[1],
+        own=at_place[2],
+        is_served=is_served,
+        volume=volume,
+        piece=piece,
+    )
+
+
+def _stacked(ranges: list[Ints], length: int) -> Ints:
+    return np.stack(ranges) if ranges else np.zeros((0, 2, length), np.int64)
 
 
 def _stay(needed: list[Ints], needs: NDArray[np.bool_], by_keeper: bool) -> AxisTraffic:
@@ -140,24 +127,6 @@ def _stay(needed: list[Ints], needs: NDArray[np.bool_], by_keeper: bool) -> Axis
         volume=np.diag(own) if by_keeper else np.zeros((0, 0)),
         piece=float(own.max(initial=0.0)),
     )
-
-
-def _are_apart(ranges: Ints, counts: NDArray[np.bool_]) -> bool:
-    """Whether any two of these ranges are equal or have nothing in common."""
-    busy = ranges[:, counts & (ranges[1] > ranges[0])]
-    order = np.lexsort(busy[::-1])
-    first, end = busy[:, order]
-    alike = (first[1:] == first[:-1]) & (end[1:] == end[:-1])
-    return bool((alike | (first[1:] >= end[:-1])).all())
-
-
-def _alike(ranges: list[Ints], length: int) -> Ints:
-    """A number for every place, the same where all ranges are."""
-    code = np.zeros(length, np.int64)
-    for bounds in (bound for each in ranges for bound in each):
-        _, found = np.unique(bounds, return_inverse=True)
-        _, code = np.unique(code * length + found, return_inverse=True)
-    return code
 
 
 def _has_own(
@@ -198,52 +167,11 @@ def _without_overlaps(ranges: Ints, keeps: NDArray[np.bool_]) -> Ints:
     return ranges
 
 
-def _served_ranges(kept: list[Ints], keeps: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """For every place the first and the last place that it is the nearest keeper for."""
+def _served_ranges(kept_D2L: Ints, keeps: NDArray[np.bool_]) -> Ints:
+    """For every place the first and the last place that it is the nearest keeper for: (2, L)."""
     length = len(keeps)
-    first, last = np.zeros(length, np.int64), np.full(length, length - 1)
-    group = _alike(kept, length)
-    keepers = np.flatnonzero(keeps)
-    order = keepers[np.argsort(group[keepers], kind="stable")]
-    alike = group[order[1:]] == group[order[:-1]]
-    middle = (order[1:] + order[:-1]) // 2
-    last[order[:-1][alike]] = middle[alike]
-    first[order[1:][alike]] = middle[alike] + 1
-    last[~keeps] = -1
-    return first, last
-
-
-def _once_each(
-    volume: Floats, needed: list[Ints], needs: NDArray[np.bool_], first: Ints, last: Ints
-) -> tuple[Floats, Floats]:
-    """`volume` of every need that no place further on (further back) has, too."""
-    length = volume.shape[1]
-    places = np.flatnonzero(needs)
-    group = _alike(needed, length)
-    order = places[np.argsort(group[places], kind="stable")]
-    alike = group[order[1:]] == group[order[:-1]]
-    following, preceding = np.full(length, length), np.full(length, -1)
-    following[order[:-1][alike]] = order[1:][alike]
-    preceding[order[1:][alike]] = order[:-1][alike]
-    return (
-        volume * (following[None, :] > last[:, None]),
-        volume * (preceding[None, :] < first[:, None]),
-    )
-
-
-def _hulls(served: NDArray[np.bool_], boxes: list[tuple[Ints, Ints]]) -> tuple[Floats, Floats]:
-    """Elements in the box around all needs from a place on, and up to it: [h, i]."""
-    beyond = np.logical_or.accumulate(served[:, ::-1], axis=1)[:, ::-1].astype(np.float64)
-    before = np.logical_or.accumulate(served, axis=1).astype(np.float64)
-    far = np.iinfo(np.int64).max
-    for low, high in boxes:
-        begin, end = np.where(served, low, far), np.where(served, high, -1)
-        beyond *= np.maximum(
-            np.maximum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
-            - np.minimum.accumulate(begin[:, ::-1], axis=1)[:, ::-1],
-            0,
-        )
-        before *= np.maximum(
-            np.maximum.accumulate(end, axis=1) - np.minimum.accumulate(begin, axis=1), 0
-        )
-    return beyond, before
+    places = np.arange(length)
+    following, preceding = find_alike(kept_D2L, keeps)
+    first = np.where(preceding >= 0, (places + preceding) // 2 + 1, 0)
+    last = np.where(following < length, (places + following) // 2, length - 1)
+    return np.stack([first, np.where(keeps, last, -1)])

@@ -6,7 +6,7 @@ node keeps itself does not move. With boxes whose dimensions run along one axis 
 equal or do not overlap along it, loads are exact; otherwise they are never too small.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fsdtrain_dojo.lowering.mapping import Axis
 from fsdtrain_dojo.timing.axis_traffic import AxisTraffic, follow_axis
 from fsdtrain_dojo.timing.box_axes import Ranges, SplitBoxes
+from fsdtrain_dojo.timing.traffic_kernel import cut_to_overlap, find_hulls, multiply
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -69,7 +70,8 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
     east, west, sent = row_phase(down_straight, across_straight, turned_rc, turned_cr)
     if turns and is_multicast:
         of_rows, for_columns, own = _pairs(down_straight, across_straight, turned_rc, turned_cr)
-        sent = np.minimum(sent, of_rows * (for_columns @ across_straight.volume.T) - own)
+        needs = multiply(_turn(for_columns), _turn(across_straight.volume))
+        sent = np.minimum(sent, of_rows * needs - own)
     received = _received(kept, needed)
     turned = [np.minimum(k.extent.max(initial=0), n.extent.max(initial=0)) for k, n in turned_rc]
     return MeshTraffic(
@@ -116,12 +118,12 @@ def _follow(
     )
 
 
-def _overlap(have: Ranges, low: Ints, high: Ints) -> Floats:
-    """[h, j]: elements of what h keeps within low[j] to high[j]."""
-    begin = np.maximum(have.ranges[0][:, None], low[None, :])
-    end = np.minimum(have.ranges[1][:, None], high[None, :])
-    overlap: Floats = np.maximum(end - begin, 0).astype(np.float64)
-    return overlap
+def _overlaps(shape: tuple[int, int], pairs: Iterable[tuple[Ranges, Ints, Ints]]) -> Floats:
+    """[h, j]: elements of what h keeps from first[j] to end[j], of all dimensions together."""
+    found = np.ones(shape)
+    for have, first, end in pairs:
+        cut_to_overlap(found, have.ranges, first, end)
+    return found
 
 
 def _column_phase(
@@ -141,10 +143,9 @@ def _column_phase(
     if not turned_rc:
         south, north = (way.sum(0)[:, None] * into for way in (down.forward, down.backward))
         return south, north
-    meets = np.ones((len(kept.rows), len(needed.columns)))
-    for have, need in turned_rc:
-        meets *= _overlap(have, need.ranges[0], need.ranges[1])
-    return (down.forward.T @ meets) * into, (down.backward.T @ meets) * into
+    shape = (len(kept.rows), len(needed.columns))
+    meets = _overlaps(shape, ((have, *need.ranges) for have, need in turned_rc))
+    return multiply(down.forward, meets) * into, multiply(down.backward, meets) * into
 
 
 def _row_phase(
@@ -156,24 +157,23 @@ def _row_phase(
     """East, west, and what nodes send: all that the rows need that a row serves."""
     from_row = down.all
     if turned_cr:
-        meets = np.ones((len(across.all), len(down.all)))  # [c1, r1]
-        for have, need in turned_cr:
-            meets *= _overlap(have, *_hulls(need, down.is_served))
-        east = from_row[:, None] * (meets.T @ across.forward)
-        west = from_row[:, None] * (meets.T @ across.backward)
+        meets = _overlaps(  # [c1, r1]
+            (len(across.all), len(down.all)),
+            ((have, *find_hulls(need.ranges, down.is_served, 0)) for have, need in turned_cr),
+        )
+        east = from_row[:, None] * multiply(meets, across.forward)
+        west = from_row[:, None] * multiply(meets, across.backward)
     else:
         meets = np.ones((1, 1))
         east = from_row[:, None] * across.forward.sum(0)
         west = from_row[:, None] * across.backward.sum(0)
-    whole = meets.T
+    whole = meets.T.copy()
+    if turned_rc:
+        whole = np.broadcast_to(whole, (len(down.all), len(across.all))).copy()
     for have, need in turned_rc:
-        hops = np.arange(len(across.all) - 1)[:, None]
-        places = np.arange(len(across.all))
-        from_west = np.logical_or.accumulate(across.is_served, axis=0)[:-1] & (places > hops)
-        from_east = np.logical_or.accumulate(across.is_served[::-1], axis=0)[::-1][1:]
-        east = east * _overlap(have, *_hulls(need, from_west))
-        west = west * _overlap(have, *_hulls(need, from_east & (places <= hops)))
-        whole = whole * _overlap(have, *_hulls(need, across.is_served))
+        for amounts, hop_side in ((east, 1), (west, -1), (whole, 0)):
+            hulls = find_hulls(need.ranges, across.is_served, hop_side)
+            cut_to_overlap(amounts, have.ranges, hulls[0], hulls[1])
     everything = from_row[:, None] * across.all * whole
     to_others = (down.others[:, None] * across.all + down.own[:, None] * across.others) * whole
     return east, west, np.minimum(everything, to_others)
@@ -212,21 +212,14 @@ def _pairs(
     across.volume[c1, c2].
     """
     rows, columns = len(down.all), len(across.all)
-    for_columns, of_columns = np.ones((rows, columns)), np.ones((columns, rows))
-    for have, need in turned_rc:
-        for_columns *= _overlap(have, need.ranges[0], need.ranges[1])
-    for have, need in turned_cr:
-        of_columns *= _overlap(have, need.ranges[0], need.ranges[1])
-    own = np.diag(down.volume)[:, None] * np.diag(across.volume) * for_columns * of_columns.T
-    return down.volume @ of_columns.T, for_columns, own
+    for_columns = _overlaps((rows, columns), ((have, *need.ranges) for have, need in turned_rc))
+    of_columns = _overlaps((rows, columns), ((need, *have.ranges) for have, need in turned_cr))
+    own = np.diag(down.volume)[:, None] * np.diag(across.volume) * for_columns * of_columns
+    return multiply(_turn(down.volume), of_columns), for_columns, own
 
 
-def _hulls(need: Ranges, places: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Around what several places need, for every row of `places`: first and end."""
-    counts = places & (need.ranges[1] > need.ranges[0])
-    low = np.where(counts, need.ranges[0], np.iinfo(np.int64).max).min(1)
-    high = np.where(counts, need.ranges[1], 0).max(1)
-    return np.minimum(low, high), high
+def _turn(matrix: Floats) -> Floats:
+    return np.ascontiguousarray(matrix.T)
 
 
 def _received(kept: SplitBoxes, needed: SplitBoxes) -> Floats:
@@ -240,8 +233,8 @@ def _received(kept: SplitBoxes, needed: SplitBoxes) -> Floats:
         index = 0 if need.axis is Axis.ROW else 1
         need_by[index] = need_by[index] * (extent[:, None] if index == 0 else extent)
         if {have.axis, need.axis} == {Axis.ROW, Axis.COLUMN}:
-            low, high = need.ranges
-            overlap = _overlap(have, low, high)
+            shape = (have.ranges.shape[1], need.ranges.shape[1])
+            overlap = _overlaps(shape, [(have, *need.ranges)])
             own_turned = own_turned * (overlap if have.axis is Axis.ROW else overlap.T)
             continue
         both = np.maximum(
