@@ -11,7 +11,7 @@ equally placed values are looked up. Weights and what belongs to them lie spread
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
 from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division, settled
@@ -35,7 +35,7 @@ from fsdtrain_dojo.lowering.mapping import (
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.lowering.uses import find_last_uses, find_readers
 from fsdtrain_dojo.lowering.words import describe_choice
-from fsdtrain_dojo.timing.cost import KernelTime, TransferCost
+from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.costs import NOTHING, Costs, picked_share
 from fsdtrain_dojo.timing.transfer_cost import classify, has_own
 
@@ -85,21 +85,35 @@ class _Choice:
     why: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Draft:
-    """A mapping with its transfers, not yet divided over time.
+    """A mapping with its transfers, not yet divided over time, costed one after another.
 
-    It takes `least_s` in any case; of that, `later_s` when the optimiser reads its results.
+    Args:
+        mapping: over nodes.
+        finish: where the results lie in the end.
+        boxes: of what is loaded.
+        stores: of the results.
+        compute_s: that the largest share takes at least.
+        load_costs: of every load; of those in `by_size` the least that they can be.
+        by_size: numbers of the loads that are not costed yet, the largest last.
+        store_costs: of the first stores.
+        later_s: of `least_s`, what it takes when the optimiser reads the results.
+        least_s: that it takes in any case, as far as is known.
+        is_complete: whether all transfers are costed.
     """
 
     mapping: Mapping
     finish: tuple[Finish, ...]
-    boxes: tuple[Boxes, ...]
+    boxes: list[Boxes]
     stores: tuple[Transfer, ...]
-    load_costs: tuple[TransferCost, ...]
-    store_costs: tuple[TransferCost, ...]
+    compute_s: float
+    load_costs: list[TransferCost]
+    by_size: list[int]
+    store_costs: list[TransferCost] = field(default_factory=list)
+    later_s: float = 0.0
     least_s: float
-    later_s: float
+    is_complete: bool = False
 
 
 class _Walk:
@@ -237,15 +251,20 @@ class _Walk:
         best = float("inf")
         for candidates in self._candidates(kernel):
             drafts = [
-                draft
+                self._draft(kernel, mapping, finish, compute_s)
                 for compute_s, mapping in candidates
                 if compute_s < best
                 for finish in self._finishes(kernel, mapping)
-                if (draft := self._draft(kernel, mapping, finish, compute_s, best)) is not None
             ]
-            for draft in sorted(drafts, key=lambda each: each.least_s):
-                if draft.least_s >= best:
-                    break
+            # The quickest first, as far as their costs are known: most are passed over half costed.
+            queue = [(draft.least_s, number, draft) for number, draft in enumerate(drafts)]
+            heapq.heapify(queue)
+            while queue and queue[0][0] < best:
+                _, number, draft = heapq.heappop(queue)
+                if not draft.is_complete:
+                    self._cost_next(kernel, draft)
+                    heapq.heappush(queue, (draft.least_s, number, draft))
+                    continue
                 found = self._evaluate(kernel, draft, budget)
                 if isinstance(found, str):
                     reasons.append(found)
@@ -387,53 +406,53 @@ class _Walk:
         return Finish(pattern=pattern, boxes=old.layout.boxes, division=old.division)
 
     def _draft(
-        self,
-        kernel: Kernel,
-        mapping: Mapping,
-        finish: tuple[Finish, ...],
-        compute_s: float,
-        best: float,
-    ) -> _Draft | None:
-        """The transfers of a mapping; None as soon as it is clear that they take `best` or more."""
+        self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...], compute_s: float
+    ) -> _Draft:
+        """A mapping none of whose transfers is costed yet."""
         values, costs = self.graph.values, self.costs
         boxes = [
             costs.boxes(kernel, access, mapping, values[access.value]) for access in kernel.loaded
         ]
-        sources = [
-            self._source(access, each) for access, each in zip(kernel.loaded, boxes, strict=True)
-        ]
-        arriving_s = sum(
+        arriving_s = [
             costs.least_arriving_s(
-                source, each, values[access.value], picked_share(kernel, access, mapping)
+                self._source(access, each),
+                each,
+                values[access.value],
+                picked_share(kernel, access, mapping),
             )
-            for access, source, each in zip(kernel.loaded, sources, boxes, strict=True)
-        )
-        if max(compute_s, arriving_s) >= best:
-            return None
-        found: list[TransferCost] = []
-        for access, source, each in zip(kernel.loaded, sources, boxes, strict=True):
-            share = picked_share(kernel, access, mapping)
-            found.append(costs.load(source, each, values[access.value], share))
-            if costs.least_with_transfers(compute_s, found, ()) >= best:
-                return None
-        stores = tuple(self._stores(kernel, mapping, finish))
-        store_costs: list[TransferCost] = []
-        for store in stores:
-            store_costs.append(costs.store(store, values[store.value]))
-            if costs.least_with_transfers(compute_s, found, store_costs) >= best:
-                return None
-        later_s = self._later_seconds(kernel, mapping, finish)
-        least_s = costs.least_with_transfers(compute_s, found, store_costs) + later_s
+            for access, each in zip(kernel.loaded, boxes, strict=True)
+        ]
         return _Draft(
             mapping=mapping,
             finish=finish,
-            boxes=tuple(boxes),
-            stores=stores,
-            load_costs=tuple(found),
-            store_costs=tuple(store_costs),
-            least_s=least_s,
-            later_s=later_s,
+            boxes=boxes,
+            stores=tuple(self._stores(kernel, mapping, finish)),
+            compute_s=compute_s,
+            load_costs=[
+                TransferCost(seconds=each, latency_s=0.0, busy_s={Resource.LINK: each})
+                for each in arriving_s
+            ],
+            by_size=sorted(range(len(boxes)), key=lambda number: arriving_s[number]),
+            least_s=max(compute_s, sum(arriving_s)),
         )
+
+    def _cost_next(self, kernel: Kernel, draft: _Draft) -> None:
+        """One more transfer of a draft, loads before stores, those first that take longest."""
+        values, costs = self.graph.values, self.costs
+        if draft.by_size:
+            number = draft.by_size.pop()
+            access, boxes = kernel.loaded[number], draft.boxes[number]
+            share = picked_share(kernel, access, draft.mapping)
+            source = self._source(access, boxes)
+            draft.load_costs[number] = costs.load(source, boxes, values[access.value], share)
+        elif len(draft.store_costs) < len(draft.stores):
+            store = draft.stores[len(draft.store_costs)]
+            draft.store_costs.append(costs.store(store, values[store.value]))
+        else:
+            draft.later_s = self._later_seconds(kernel, draft.mapping, draft.finish)
+            draft.is_complete = True
+        least_s = costs.least_with_transfers(draft.compute_s, draft.load_costs, draft.store_costs)
+        draft.least_s = least_s + draft.later_s
 
     def _later_seconds(self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...]) -> float:
         """To bring gradients of weights to where these lie."""
