@@ -26,24 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fsdtrain.backend import BackendError
-from fsdtrain.ops.bev_pool import find_cells
 from fsdtrain_cuda.checks import check_once
-from fsdtrain_cuda.kernels import bev_pool_kernels as kernels
-from fsdtrain_cuda.kernels.arguments import (
-    DEVICE_TYPES,
-    FLOATS,
-    MAX_INT32,
-    check_device,
-    check_dtype,
-    check_shape,
-)
+from fsdtrain_cuda.kernels.arguments import DEVICE_TYPES
+from fsdtrain_cuda.kernels.bev_pool_backward import send_back
+from fsdtrain_cuda.kernels.bev_pool_checks import check_arguments, check_values
+from fsdtrain_cuda.kernels.bev_pool_kernels import sum_cells, sum_chunks
+from fsdtrain_cuda.kernels.channel_groups import group_channels
 from fsdtrain_cuda.kernels.frustum_cells import find_keys
 
 CHUNK = 128  # points; a cell with more of them is summed in parts
-CHUNK_BLOCK_P = 16
-MAX_GRID = 65_535  # of a launch along its second and third dimension
-MAX_CHANNELS_AT_ONCE = 256
+MAX_CHANNELS = 256  # that a program of the forward kernels takes
 
 
 def bev_pool(
@@ -65,12 +57,13 @@ def bev_pool(
             in the calibration, no point inside the grid, a gradient asked for of the geometry.
     """
     geometry = (depths_m_D, intrinsics_BN33, camera_to_ego_BN44)
-    _check(feats_BTNChw, depth_BTNDhw, geometry, cell_m, num_cells, z_range_m)
+    check_arguments(feats_BTNChw, depth_BTNDhw, geometry, cell_m, num_cells, z_range_m)
+    h, w = feats_BTNChw.shape[-2:]
     key = (feats_BTNChw.shape, depths_m_D.shape, min_corner_m, cell_m, num_cells, z_range_m)
     check_once(
         ("bev_pool", *key, image_size, feats_BTNChw.device),
-        lambda: _check_values(
-            *geometry, feats_BTNChw.shape[-2:], image_size, min_corner_m, cell_m, num_cells,
+        lambda: check_values(
+            *geometry, (h, w), image_size, min_corner_m, cell_m, num_cells,
             z_range_m,
         ),
     )  # fmt: skip
@@ -111,74 +104,6 @@ def gather_bytes(feats_BTNChw: Tensor, depth_BTNDhw: Tensor, share_inside: float
     return round(share_inside * depth_BTNDhw.numel() * (row_bytes + depth_BTNDhw.element_size()))
 
 
-def _check(
-    feats: Tensor,
-    depth: Tensor,
-    geometry: tuple[Tensor, Tensor, Tensor],
-    cell_m: float,
-    num_cells: tuple[int, int],
-    z_range_m: tuple[float, float],
-) -> None:
-    op, (depths_m, intrinsics, poses) = "bev_pool", geometry
-    if feats.ndim != 6 or depths_m.ndim != 1:
-        raise BackendError(
-            f"{op}: features must be [B, T, N, C, h, w] and depths_m [D], not "
-            f"{tuple(feats.shape)} and {tuple(depths_m.shape)}"
-        )
-    B, T, N, _, h, w = feats.shape
-    (D,) = depths_m.shape
-    check_shape(op, "depth", depth, (B, T, N, D, h, w))
-    check_shape(op, "intrinsics", intrinsics, (B, N, 3, 3))
-    check_shape(op, "camera_to_ego", poses, (B, N, 4, 4))
-    check_dtype(op, "features", feats, FLOATS)
-    check_dtype(op, "depth", depth, FLOATS)
-    named = (("depths_m", depths_m), ("intrinsics", intrinsics), ("camera_to_ego", poses))
-    for name, tensor in named:
-        check_dtype(op, name, tensor, (torch.float32, torch.float64))
-        check_dtype(op, name, tensor, (depths_m.dtype,))
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise BackendError(
-                f"{op}: gradients go to the features and the depth, but {name} asks for one"
-            )
-    check_device(op, features=feats, depth=depth, **dict(named))
-    if min(feats.shape) < 1 or D < 1 or min(num_cells) < 1:
-        raise BackendError(
-            f"{op}: features of shape {tuple(feats.shape)}, {D} depths and {num_cells} cells: "
-            "there must be at least one of each"
-        )
-    if cell_m <= 0 or z_range_m[0] >= z_range_m[1]:
-        raise BackendError(
-            f"{op}: cell_m={cell_m} must be above 0, and of z_range_m={z_range_m} the second above "
-            "the first"
-        )
-    num_points, num_keys = B * N * D * h * w, B * num_cells[0] * num_cells[1]
-    if max(num_points, num_keys) >= MAX_INT32 or max(B * N, T) > MAX_GRID:
-        raise BackendError(
-            f"{op}: {num_points} frustum points, {num_keys} cells, {B * N} cameras and {T} frames "
-            f"in a batch of {B} clips; points and cells must stay below {MAX_INT32}, cameras and "
-            f"frames may be {MAX_GRID}; take fewer clips"
-        )
-
-
-def _check_values(
-    depths_m: Tensor, intrinsics: Tensor, poses: Tensor, map_size: tuple[int, int], *grid: Any
-) -> None:
-    for name, tensor in (
-        ("depths_m", depths_m), ("intrinsics", intrinsics), ("camera_to_ego", poses),
-    ):  # fmt: skip
-        if not bool(tensor.isfinite().all()):
-            raise BackendError(
-                f"bev_pool: {name} of shape {tuple(tensor.shape)} has NaN or infinity"
-            )
-    if not bool((find_cells(depths_m, intrinsics, poses, map_size, *grid) >= 0).any()):
-        image_size, min_corner_m, cell_m, num_cells, z_range_m = grid
-        raise BackendError(
-            f"bev_pool: of {intrinsics.shape[0]} x {intrinsics.shape[1]} cameras with images of "
-            f"{image_size} no frustum point lies inside the {num_cells} cells of {cell_m} m from "
-            f"{min_corner_m} at heights {z_range_m}; is camera_to_ego right, and in metres?"
-        )
-
-
 @torch.library.custom_op("fsdtrain::bev_pool", mutates_args=(), device_types=DEVICE_TYPES)
 def _forward(
     feats: Tensor,
@@ -214,20 +139,21 @@ def _forward(
     width = torch.float64 if accumulate == tl.float64 else torch.float32
     parts = torch.empty(T, num_chunks, 2, C, device=feats.device, dtype=width)
     sums = feats.new_empty(B, T, num_cells, C)
-    sizes = (C, num_points, num_keys, num_cells, pixels_of_clip)
-    main, tail = _split_channels(C, MAX_CHANNELS_AT_ONCE)
+    sizes = (num_points, num_keys, num_cells, pixels_of_clip)
+    group, main, tail = group_channels(min(C, MAX_CHANNELS))
+    num_blocks = triton.cdiv(C, group * (main + tail))
     how = {
-        "D": D, "CHUNK": CHUNK, "ACCUMULATE": accumulate, "MAIN": main, "TAIL": tail,
-        "enable_fp_fusion": True,
+        "C": C, "D": D, "CHUNK": CHUNK, "ACCUMULATE": accumulate,
+        "GROUP": group, "MAIN": main, "TAIL": tail, "enable_fp_fusion": True,
     }  # fmt: skip
-    num_blocks = triton.cdiv(C, main + tail)
-    kernels.sum_chunks[num_chunks, T, num_blocks](
+    sum_chunks[num_chunks, T, num_blocks](
         feats, depth, sorted_keys, order, starts, parts,
-        *sizes, *_strides(feats), *_strides(depth), BLOCK_P=CHUNK_BLOCK_P, **how,
+        *sizes, *_strides(feats), *_strides(depth), BLOCK_P=32, num_warps=2, **how,
     )  # fmt: skip
-    kernels.sum_cells[lambda meta: (triton.cdiv(num_keys, meta["CELLS"]), T, num_blocks)](
+    sum_cells[lambda meta: (triton.cdiv(num_keys, meta["CELLS"]), T, num_blocks)](
         feats, depth, order, starts, parts, sums,
-        *sizes, *_strides(feats), *_strides(depth), **how,
+        *sizes, *_strides(feats), *_strides(depth),
+        IS_DEPTH_DENSE=_strides(depth)[2] == D, NUM_BLOCKS=num_blocks, **how,
     )  # fmt: skip
     return sums.view(B, T, num_x, num_y, C).permute(0, 1, 4, 2, 3), keys
 
@@ -263,16 +189,17 @@ def _backward(grad: Tensor, feats: Tensor, depth: Tensor, keys: Tensor) -> tuple
     grad = _innermost(grad)
     feats_grad = feats.new_empty(B, T, N, h, w, C)
     depth_grad = depth.new_empty(B, T, N, h, w, D)
-    main, tail = _split_channels(C, C)
+    group, main, tail = group_channels(C)
 
     def launch_shape(meta: dict[str, Any]) -> tuple[int, int]:
         return B * N * triton.cdiv(h * w, meta["BLOCK_P"]), T
 
-    kernels.send_back[launch_shape](
+    send_back[launch_shape](
         grad, feats, depth, keys, feats_grad, depth_grad,
-        N, C, D, h, w, B * num_cells, num_cells,
+        N, h, w, B * num_cells, num_cells,
         *_strides(grad), *_strides(feats), *_strides(depth),
-        ACCUMULATE=_accumulator(feats, depth), MAIN=main, TAIL=tail, enable_fp_fusion=True,
+        C=C, D=D, ACCUMULATE=_accumulator(feats, depth),
+        GROUP=group, MAIN=main, TAIL=tail, enable_fp_fusion=True,
     )  # fmt: skip
     return feats_grad.permute(0, 1, 2, 5, 3, 4), depth_grad.permute(0, 1, 2, 5, 3, 4)
 
@@ -325,12 +252,3 @@ def _strides(values_BTNChw: Tensor) -> tuple[int, int, int]:
 
 def _accumulator(*values: Tensor) -> tl.dtype:
     return tl.float64 if any(each.dtype == torch.float64 for each in values) else tl.float32
-
-
-def _split_channels(num_channels: int, most: int) -> tuple[int, int]:
-    """Powers of two that take all channels with few lanes to spare, or `most` at a time."""
-    if num_channels > most:
-        return most, 0
-    main = 1 << (num_channels.bit_length() - 1)
-    rest = num_channels - main
-    return main, triton.next_power_of_2(rest) if rest else 0
