@@ -22,9 +22,11 @@ def find_alike(ranges: Ints, counts: Bools) -> tuple[Ints, Ints]:
         counts: places that are looked at, (L).
     """
     length = len(counts)
-    following, preceding = np.full(length, length), np.full(length, -1)
-    for place in np.flatnonzero(counts):
-        for other in range(place + 1, length):
+    following, preceding = np.zeros(length, np.int64), np.zeros(length, np.int64)
+    for place in range(length):
+        following[place], preceding[place] = length, -1
+    for place in range(length):
+        for other in range(place + 1, length if counts[place] else 0):
             is_alike = counts[other]
             for dim in range(len(ranges)):
                 for bound in range(2):
@@ -40,9 +42,9 @@ def find_alike(ranges: Ints, counts: Bools) -> tuple[Ints, Ints]:
 @compiled
 def are_apart(ranges: Ints, counts: Bools) -> bool:
     """Whether any two of these ranges, (2, L), are equal or have nothing in common."""
-    for place in np.flatnonzero(counts):
+    for place in range(len(counts)):
         first, end = ranges[0, place], ranges[1, place]
-        for other in range(place + 1, len(counts)):
+        for other in range(place + 1, len(counts) if counts[place] else 0):
             begin, stop = ranges[0, other], ranges[1, other]
             is_other = first != begin or end != stop
             if is_other and counts[other] and max(first, begin) < min(end, stop):
@@ -138,7 +140,7 @@ def follow_keepers(
 
 @compiled
 def cut_to_overlap(amounts: Floats, have: Ints, first: Ints, end: Ints) -> None:
-    """Multiply amounts [h, j] by what lies in range h of `have`, (2, H), and in [first, end) of j."""
+    """Multiply amounts [h, j] by what lies in range h of `have`, (2, H), and in [first, end)."""
     for place in range(have.shape[1]):
         for other in range(len(first)):
             common = min(have[1, place], end[other]) - max(have[0, place], first[other])
@@ -154,8 +156,9 @@ def multiply(left_T: Floats, right: Floats) -> Floats:
     depth, rows = left_T.shape
     columns = right.shape[1]
     found = np.zeros((rows, columns))
-    begin, stop = np.zeros(depth, np.int64), np.full(depth, columns)
+    begin, stop = np.zeros(depth, np.int64), np.zeros(depth, np.int64)
     for inner in range(depth):
+        stop[inner] = columns
         while begin[inner] < columns and right[inner, begin[inner]] == 0.0:
             begin[inner] += 1
         while stop[inner] > begin[inner] and right[inner, stop[inner] - 1] == 0.0:
@@ -167,7 +170,8 @@ def multiply(left_T: Floats, right: Floats) -> Floats:
             is_alike = left_T[inner, row] == left_T[inner, row - 1]
             inner += 1
         if is_alike:
-            found[row] = found[row - 1]
+            for column in range(columns):  # a slice would take a second to compile
+                found[row, column] = found[row - 1, column]
             continue
         for inner in range(depth):
             factor = left_T[inner, row]
