@@ -129,6 +129,8 @@ def _resample_rows(values_KHL: Tensor, start_K: Tensor, length_K: Tensor, num_ou
     centre_Kh = start_K[:, None] + (number_h + 0.5) * step_K1
     reach_K1 = step_K1.clamp(min=1)
     first_Kh = (centre_Kh - reach_K1 + 0.5).floor()
+    # The difference first: backends that round values leave places alone, but not their sums.
+    from_centre_Kh = first_Kh - centre_Kh + 0.5
     first_row_K1 = torch.arange(num_pictures, device=start_K.device)[:, None] * num_rows
     rows = values_KHL.reshape(num_pictures * num_rows, num_along)
     total = torch.zeros(num_pictures, num_out, 1, device=start_K.device, dtype=start_K.dtype)
@@ -136,7 +138,7 @@ def _resample_rows(values_KHL: Tensor, start_K: Tensor, length_K: Tensor, num_ou
     # No window is larger than the picture: that many rows lie within the filter's reach at most.
     for tap in range(math.ceil(2 * max(1.0, num_rows / num_out))):
         index_Kh = first_Kh + tap
-        distance_Kh = (index_Kh + 0.5 - centre_Kh).abs()
+        distance_Kh = (from_centre_Kh + tap).abs()
         is_inside = (index_Kh >= 0) & (index_Kh < num_rows)
         weight_Kh1 = ((1 - distance_Kh / reach_K1).clamp(min=0) * is_inside)[..., None]
         chosen = first_row_K1 + index_Kh.clamp(0, num_rows - 1).long()
