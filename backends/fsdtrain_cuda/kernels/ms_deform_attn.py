@@ -25,14 +25,15 @@ from fsdtrain_cuda.kernels.arguments import (
     check_shape,
 )
 from fsdtrain_cuda.kernels.ms_deform_attn_backward import launch_backward
-from fsdtrain_cuda.kernels.ms_deform_attn_places import locate, sum_dtype
+from fsdtrain_cuda.kernels.ms_deform_attn_places import locate, size_of, sum_dtype
 from fsdtrain_cuda.tuning import tuned
 
 OP = "ms_deform_attn"
-# TILE: channels times queries of one program; 8 for each thread are 16 bytes of bfloat16.
+# TILE: channels times queries of one program; 8 a thread are 16 bytes of bfloat16. A single warp
+# needs no barriers.
 CONFIGS = [
     triton.Config({"TILE": tile}, num_warps=num_warps)
-    for tile, num_warps in ((1024, 4), (512, 2), (256, 1), (512, 1), (2048, 4), (2048, 8))
+    for tile, num_warps in ((256, 1), (512, 2), (1024, 4), (128, 1), (512, 1), (2048, 8))
 ]
 
 
@@ -153,9 +154,9 @@ def attend(
 
     total = tl.zeros([BLOCK_Q, BLOCK_C], SUM_DTYPE)
     first_place = 0
-    for level in tl.static_range(len(LEVEL_SIZES) // 2):
-        rows = LEVEL_SIZES[2 * level]
-        columns = LEVEL_SIZES[2 * level + 1]
+    # Not unrolled: eight cameras would be eight copies of the code.
+    for level in range(len(LEVEL_SIZES) // 2):
+        rows, columns = size_of(level, LEVEL_SIZES)
         of_all = weights_ptr + weights[:, None] + point[None, :] * weight_strides[4]
         any_weight = tl.max((tl.load(of_all, mask=is_point, other=0.0) != 0).to(tl.int32))
         if any_weight > 0:
@@ -170,11 +171,11 @@ def attend(
                 place = (first_place + row * columns + column).to(tl.int64)
                 top_left = value_ptr + (place * value_strides[1])[:, None]
                 for corner in tl.static_range(4):
-                    lower: tl.constexpr = corner // 2
-                    righter: tl.constexpr = corner % 2
+                    lower = corner // 2
+                    righter = corner % 2
                     is_inside = is_read & (row + lower >= 0) & (row + lower < rows)
                     is_inside &= (column + righter >= 0) & (column + righter < columns)
-                    ahead = tl.full([], lower * columns + righter, tl.int64)
+                    ahead = (lower * columns + righter).to(tl.int64)
                     pixel = tl.load(
                         top_left + ahead * value_strides[1],
                         mask=is_inside[:, None] & is_channel,

@@ -22,6 +22,17 @@ def locate(ptr, stride_xy, is_read, rows, columns, SUM_DTYPE: tl.constexpr):
     return top.to(tl.int32), left.to(tl.int32), y - top, x - left
 
 
+@triton.jit
+def size_of(level, LEVEL_SIZES: tl.constexpr):
+    """(rows, columns) of a map whose number is known when the kernel runs."""
+    rows = tl.full([], LEVEL_SIZES[0], tl.int32)
+    columns = tl.full([], LEVEL_SIZES[1], tl.int32)
+    for other in tl.static_range(1, len(LEVEL_SIZES) // 2):
+        rows = tl.where(level == other, LEVEL_SIZES[2 * other], rows)
+        columns = tl.where(level == other, LEVEL_SIZES[2 * other + 1], columns)
+    return rows, columns
+
+
 def sum_dtype(value: Tensor, locations: Tensor) -> tl.dtype:
     """In which dtype kernels compute."""
     is_double = torch.float64 in (value.dtype, locations.dtype)

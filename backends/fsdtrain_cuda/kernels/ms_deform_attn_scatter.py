@@ -2,9 +2,9 @@
 
 Samples are sorted by the cell they lie in: the square between four pixels of a map, of which one
 with h rows and w columns has (h + 1) * (w + 1), since samples up to a pixel outside count. A cell's
-run of samples is cut into pieces of at most PIECE; a program owns a piece and reads the gradient of
-each of its samples once for all four pixels. Then a program owns a pixel and adds up the pieces of
-the four cells around it, in order.
+run of samples is cut into pieces of at most PIECE, so that crowded cells keep no one waiting; a
+program owns some pieces and reads the gradient of each of their samples once for all four pixels.
+Then a program owns some pixels and adds up the pieces of the four cells around each, in order.
 
 Shape letters as in fsdtrain.ops.ms_deform_attn.
 """
@@ -19,7 +19,11 @@ from fsdtrain_cuda.kernels.arguments import MAX_INT32
 from fsdtrain_cuda.kernels.ms_deform_attn_places import sum_dtype
 from fsdtrain_cuda.tuning import tuned
 
-PIECE = 64
+PIECE = 128
+CONFIGS = [
+    triton.Config({"TILE": tile}, num_warps=num_warps)
+    for tile, num_warps in ((256, 1), (512, 2), (1024, 4), (128, 1))
+]
 
 
 def new_keys(
@@ -81,28 +85,30 @@ def scatter_sorted(
     parts = value_BSHC.new_empty(
         most_pieces, 4, C, dtype=torch.float64 if dtype == tl.float64 else torch.float32
     )
-    sum_pieces[(most_pieces,)](
+
+    def grid_of_pieces(meta: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(most_pieces, max(meta["TILE"] // BLOCK_C, 1)),)
+
+    sum_pieces[grid_of_pieces](
         order, firsts, piece_ends, cell_of_piece, grad_BQE, locations_BQHLP2, weights_BQHLP, parts,
-        Q, H, num_cells, B * H * num_cells,
+        Q, H, num_cells, B * H * num_cells, most_pieces,
         grad_BQE.stride(), locations_BQHLP2.stride(), weights_BQHLP.stride(),
         LEVEL_SIZES=level_sizes, NUM_POINTS=P, PIECE=PIECE,
         C=C, BLOCK_C=BLOCK_C, SUM_DTYPE=dtype,
     )  # fmt: skip
     grad_value = value_BSHC.new_empty(value_BSHC.shape)
-    sum_cells[(S, H, B)](
+
+    def grid_of_places(meta: dict[str, int]) -> tuple[int, int, int]:
+        return triton.cdiv(S, max(meta["TILE"] // BLOCK_C, 1)), H, B
+
+    sum_cells[grid_of_places](
         parts, piece_ends, grad_value, S, H, num_cells,
         LEVEL_SIZES=level_sizes, C=C, BLOCK_C=BLOCK_C, SUM_DTYPE=dtype,
     )  # fmt: skip
     return grad_value
 
 
-@tuned(
-    configs=[
-        triton.Config({"TILE": tile}, num_warps=num_warps)
-        for tile, num_warps in ((512, 2), (256, 1), (1024, 4))
-    ],
-    key=["C", "NUM_POINTS", "LEVEL_SIZES"],
-)
+@tuned(configs=CONFIGS, key=["num_cells_of_all", "C", "NUM_POINTS", "LEVEL_SIZES"])
 @triton.jit
 def sum_pieces(
     order_ptr,
@@ -117,6 +123,7 @@ def sum_pieces(
     num_heads,
     num_cells,
     num_cells_of_all,
+    most_pieces,
     grad_strides,
     location_strides,
     weight_strides,
@@ -131,71 +138,72 @@ def sum_pieces(
     """parts[piece, corner] = sum over its samples of weight * share of the corner * grad.
 
     Pointers: order: sample numbers, sorted by cell; firsts [cells + 1]: where a cell's run begins
-    in it; piece_ends [cells]: how many pieces the cells up to this one have; cell_of_piece;
-    parts [pieces, 4, C]; the others as in `differentiate`.
+    in it; piece_ends [cells]: how many pieces the cells up to this one have; cell_of_piece
+    [most pieces]; parts [most pieces, 4, C]; the others as in `differentiate`.
     """
     ROWS: tl.constexpr = TILE // BLOCK_C if TILE > BLOCK_C else 1
     SAMPLES: tl.constexpr = len(LEVEL_SIZES) // 2 * NUM_POINTS
-    piece = tl.program_id(0).to(tl.int64)
-    cell = tl.load(cell_of_piece_ptr + piece)
-    if cell < num_cells_of_all:
-        end = tl.load(firsts_ptr + cell + 1)
-        first = tl.load(firsts_ptr + cell)
-        pieces_to_come = tl.load(piece_ends_ptr + cell) - piece
-        first += ((end - first + PIECE - 1) // PIECE - pieces_to_come) * PIECE
-        end = tl.minimum(end, first + PIECE)
+    piece = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cell = tl.load(cell_of_piece_ptr + piece, mask=piece < most_pieces, other=num_cells_of_all)
+    is_piece = cell < num_cells_of_all
+    first = tl.load(firsts_ptr + cell, mask=is_piece, other=0)
+    end = tl.load(firsts_ptr + cell + 1, mask=is_piece, other=0)
+    num_later = tl.load(piece_ends_ptr + cell, mask=is_piece, other=0) - piece
+    first += ((end - first + PIECE - 1) // PIECE - num_later) * PIECE
+    num_samples = tl.where(is_piece, tl.minimum(end - first, PIECE), 0)
 
-        owner = cell // num_cells
-        clip, head = owner // num_heads, owner % num_heads
-        level, rows, columns, _, first_cell = find_level(cell % num_cells, LEVEL_SIZES, 1)
-        place = cell % num_cells - first_cell
-        top = (place // (columns + 1) - 1).to(SUM_DTYPE)
-        left = (place % (columns + 1) - 1).to(SUM_DTYPE)
-        channel = tl.arange(0, BLOCK_C)[None, :]
-        grad_ptr += clip * grad_strides[0] + (head * C + channel) * grad_strides[2]
-        locations_ptr += clip * location_strides[0] + head * location_strides[2]
-        locations_ptr += level * location_strides[3]
-        weights_ptr += clip * weight_strides[0] + head * weight_strides[2]
-        weights_ptr += level * weight_strides[3]
+    owner = cell // num_cells
+    clip, head = owner // num_heads, owner % num_heads
+    level, rows, columns, _, first_cell = find_level(cell % num_cells, LEVEL_SIZES, 1)
+    cell_of_level = cell % num_cells - first_cell
+    top = (cell_of_level // (columns + 1) - 1).to(SUM_DTYPE)
+    left = (cell_of_level % (columns + 1) - 1).to(SUM_DTYPE)
+    channel = tl.arange(0, BLOCK_C)[None, :]
+    is_channel = channel < C
+    grads = (clip * grad_strides[0] + head * C * grad_strides[2])[:, None]
+    grads += channel * grad_strides[2]
+    locations = clip * location_strides[0] + head * location_strides[2]
+    locations += level * location_strides[3]
+    weights = clip * weight_strides[0] + head * weight_strides[2] + level * weight_strides[3]
 
-        top_left = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
-        top_right = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
-        bottom_left = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
-        bottom_right = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
-        for start in range(first, end, ROWS):
-            at = start + tl.arange(0, ROWS)
-            is_sample = at < end
-            sample = tl.load(order_ptr + at, mask=is_sample, other=0)
-            query = sample // (SAMPLES * num_heads) - clip * num_queries
-            point = sample % NUM_POINTS
-            xy = locations_ptr + query * location_strides[1] + point * location_strides[4]
-            x = tl.load(xy, mask=is_sample, other=0.0).to(SUM_DTYPE)
-            y = tl.load(xy + location_strides[5], mask=is_sample, other=0.0).to(SUM_DTYPE)
-            weight = tl.load(
-                weights_ptr + query * weight_strides[1] + point * weight_strides[4],
-                mask=is_sample,
-                other=0.0,
-            ).to(SUM_DTYPE)
-            grad = tl.load(
-                grad_ptr + (query * grad_strides[1])[:, None],
-                mask=is_sample[:, None] & (channel < C),
-                other=0.0,
-            ).to(SUM_DTYPE)
-            # From the cell and not by rounding down again: both must mean the same pixels.
-            right, down = x * columns - 0.5 - left, y * rows - 0.5 - top
-            upper, lower = weight * (1 - down), weight * down
-            top_left += (upper * (1 - right))[:, None] * grad
-            top_right += (upper * right)[:, None] * grad
-            bottom_left += (lower * (1 - right))[:, None] * grad
-            bottom_right += (lower * right)[:, None] * grad
-        part = parts_ptr + piece * 4 * C + tl.arange(0, BLOCK_C)
-        is_channel = tl.arange(0, BLOCK_C) < C
-        tl.store(part, tl.sum(top_left, 0), mask=is_channel)
-        tl.store(part + C, tl.sum(top_right, 0), mask=is_channel)
-        tl.store(part + 2 * C, tl.sum(bottom_left, 0), mask=is_channel)
-        tl.store(part + 3 * C, tl.sum(bottom_right, 0), mask=is_channel)
+    top_left = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
+    top_right = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
+    bottom_left = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
+    bottom_right = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
+    for nth in range(tl.max(num_samples).to(tl.int32)):
+        is_sample = nth < num_samples
+        sample = tl.load(order_ptr + first + nth, mask=is_sample, other=0)
+        query = sample // (SAMPLES * num_heads) - clip * num_queries
+        point = sample % NUM_POINTS
+        xy = locations_ptr + locations + query * location_strides[1] + point * location_strides[4]
+        x = tl.load(xy, mask=is_sample, other=0.0).to(SUM_DTYPE)
+        y = tl.load(xy + location_strides[5], mask=is_sample, other=0.0).to(SUM_DTYPE)
+        weight = tl.load(
+            weights_ptr + weights + query * weight_strides[1] + point * weight_strides[4],
+            mask=is_sample,
+            other=0.0,
+        ).to(SUM_DTYPE)
+        grad = tl.load(
+            grad_ptr + grads + (query * grad_strides[1])[:, None],
+            mask=is_sample[:, None] & is_channel,
+            other=0.0,
+        ).to(SUM_DTYPE)
+        # From the cell and not by rounding down again: both must mean the same pixels.
+        right, down = x * columns - 0.5 - left, y * rows - 0.5 - top
+        upper, lower = weight * (1 - down), weight * down
+        top_left += (upper * (1 - right))[:, None] * grad
+        top_right += (upper * right)[:, None] * grad
+        bottom_left += (lower * (1 - right))[:, None] * grad
+        bottom_right += (lower * right)[:, None] * grad
+    part = parts_ptr + (piece * 4 * C)[:, None] + channel
+    is_part = is_piece[:, None] & is_channel
+    tl.store(part, top_left, mask=is_part)
+    tl.store(part + C, top_right, mask=is_part)
+    tl.store(part + 2 * C, bottom_left, mask=is_part)
+    tl.store(part + 3 * C, bottom_right, mask=is_part)
 
 
+@tuned(configs=CONFIGS, key=["num_places", "C", "LEVEL_SIZES"])
 @triton.jit
 def sum_cells(
     parts_ptr,
@@ -208,56 +216,59 @@ def sum_cells(
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SUM_DTYPE: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """grad_value[b, s, h] = the share of pixel s in the pieces of the four cells around it.
 
     Pointers as in `sum_pieces`; grad_value [B, S, H, C], contiguous.
     """
-    PIECES: tl.constexpr = 4
-    place = tl.program_id(0)
-    owner = tl.program_id(2).to(tl.int64) * num_heads + tl.program_id(1)
+    ROWS: tl.constexpr = TILE // BLOCK_C if TILE > BLOCK_C else 1
+    clip, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_place = place < num_places
     _, _, columns, first_place, first_cell = find_level(place, LEVEL_SIZES, 0)
     row, column = (place - first_place) // columns, (place - first_place) % columns
     channel = tl.arange(0, BLOCK_C)[None, :]
-    total = tl.zeros([PIECES, BLOCK_C], SUM_DTYPE)
+    is_channel = channel < C
+    total = tl.zeros([ROWS, BLOCK_C], SUM_DTYPE)
     for corner in tl.static_range(4):
         # The pixel is this corner of the cell, whose number counts from one row and column before.
-        lower: tl.constexpr = corner // 2
-        righter: tl.constexpr = corner % 2
+        lower = corner // 2
+        righter = corner % 2
         cell = first_cell + (row + 1 - lower) * (columns + 1) + column + 1 - righter
-        cell = owner * num_cells + cell
-        first = tl.load(piece_ends_ptr + cell - 1, mask=cell > 0, other=0)
-        end = tl.load(piece_ends_ptr + cell)
-        for start in range(first, end, PIECES):
-            piece = (start + tl.arange(0, PIECES))[:, None]
+        cell = (clip * num_heads + head) * num_cells + cell
+        first = tl.load(piece_ends_ptr + cell - 1, mask=is_place & (cell > 0), other=0)
+        num_pieces = tl.load(piece_ends_ptr + cell, mask=is_place, other=0) - first
+        for nth in range(tl.max(num_pieces).to(tl.int32)):
             total += tl.load(
-                parts_ptr + (piece * 4 + corner) * C + channel,
-                mask=(piece < end) & (channel < C),
+                parts_ptr + (((first + nth) * 4 + corner) * C)[:, None] + channel,
+                mask=(nth < num_pieces)[:, None] & is_channel,
                 other=0.0,
             )
-    clip_head = tl.program_id(2).to(tl.int64) * num_places + place
-    at = (clip_head * num_heads + tl.program_id(1)) * C + tl.arange(0, BLOCK_C)
-    tl.store(grad_value_ptr + at, tl.sum(total, 0), mask=tl.arange(0, BLOCK_C) < C)
+    at = ((clip * num_places + place) * num_heads + head) * C
+    tl.store(grad_value_ptr + at[:, None] + channel, total, mask=is_place[:, None] & is_channel)
 
 
 @triton.jit
 def find_level(number, LEVEL_SIZES: tl.constexpr, BORDER: tl.constexpr):
-    """(level, its rows, its columns, its first number, its first cell).
+    """(level, its rows, its columns, its first number, its first cell), of many numbers.
 
     `number` counts the cells of all levels where BORDER is 1, and their pixels where it is 0.
     """
-    level = 0
-    rows = LEVEL_SIZES[0]
-    columns = LEVEL_SIZES[1]
-    first = 0
-    first_cell = 0
+    level = tl.zeros_like(number).to(tl.int32)
+    rows = level + LEVEL_SIZES[0]
+    columns = level + LEVEL_SIZES[1]
+    first = level
+    first_cell = level
+    end = (LEVEL_SIZES[0] + BORDER) * (LEVEL_SIZES[1] + BORDER)
+    end_cell = (LEVEL_SIZES[0] + 1) * (LEVEL_SIZES[1] + 1)
     for later in tl.static_range(1, len(LEVEL_SIZES) // 2):
-        end = first + (rows + BORDER) * (columns + BORDER)
-        end_cell = first_cell + (rows + 1) * (columns + 1)
-        is_later = (number >= end) & (level == later - 1)
+        is_later = number >= end
         level = tl.where(is_later, later, level)
         rows = tl.where(is_later, LEVEL_SIZES[2 * later], rows)
         columns = tl.where(is_later, LEVEL_SIZES[2 * later + 1], columns)
         first = tl.where(is_later, end, first)
         first_cell = tl.where(is_later, end_cell, first_cell)
+        end += (LEVEL_SIZES[2 * later] + BORDER) * (LEVEL_SIZES[2 * later + 1] + BORDER)
+        end_cell += (LEVEL_SIZES[2 * later] + 1) * (LEVEL_SIZES[2 * later + 1] + 1)
     return level, rows, columns, first, first_cell
