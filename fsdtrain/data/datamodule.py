@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from fsdtrain.data.assignment import Share, Tail
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.catalog import Catalog, open_catalog
+from fsdtrain.data.device_loader import DeviceLoader, StreamCopy
 from fsdtrain.data.loader import ClipLoader, Quarantine
 from fsdtrain.data.shard import read_clip
 from fsdtrain.data.stream import StreamPlan, clip_name
@@ -47,7 +48,6 @@ class FleetDataModule(LightningDataModule):
         target_builders: what makes `ClipBatch.targets`; must pickle.
         max_bad_clips: clips that may be skipped, logged and replaced, before DataError.
         train_tail: whether clips that do not fill an epoch's last step are dropped or padded.
-        pin_memory: for copies to an accelerator that overlap with its work.
         frames: rgb: decoded to pictures of `image_size`; i420: decoded to what is stored, resampled
             and coloured by the network, on its device.
     """
@@ -70,7 +70,6 @@ class FleetDataModule(LightningDataModule):
         target_builders: Sequence[TargetBuilder] = (),
         max_bad_clips: int = 0,
         train_tail: Tail = "drop",
-        pin_memory: bool = False,
         frames: Literal["rgb", "i420"] = "rgb",
     ) -> None:
         super().__init__()
@@ -92,7 +91,6 @@ class FleetDataModule(LightningDataModule):
         self._augmentation = augmentation
         self._target_builders = tuple(target_builders)
         self._train_tail: Tail = train_tail
-        self._pin_memory = pin_memory
         self._frames = frames
         self._max_bad_clips = max_bad_clips
         self._quarantine = Quarantine(max_bad_clips)
@@ -133,16 +131,28 @@ class FleetDataModule(LightningDataModule):
         """Different clips that this process has had to skip so far."""
         return len(self._quarantine)
 
-    def train_dataloader(self) -> ClipLoader:
-        """A resumable loader of this rank's training batches."""
-        return self.loader("train", self._share())
+    def train_dataloader(self) -> ClipLoader | DeviceLoader:
+        """A resumable loader of this rank's training batches, on its GPU if it has one."""
+        return self._on_device("train")
 
-    def val_dataloader(self) -> ClipLoader:
-        """A loader of this rank's validation batches; as many on every rank."""
-        return self.loader("val", self._share())
+    def val_dataloader(self) -> ClipLoader | DeviceLoader:
+        """A loader of this rank's validation batches, likewise; as many on every rank."""
+        return self._on_device("val")
 
-    def loader(self, name: Literal["train", "val"], share: Share) -> ClipLoader:
-        """The loader of one split for one process, whichever it is."""
+    def _on_device(self, name: Literal["train", "val"]) -> ClipLoader | DeviceLoader:
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        if device is None or device.type != "cuda":
+            return self.loader(name, self._share())
+        loader = self.loader(name, self._share(), pin_memory=True)
+        return DeviceLoader(loader, StreamCopy(device))
+
+    def loader(
+        self, name: Literal["train", "val"], share: Share, *, pin_memory: bool = False
+    ) -> ClipLoader:
+        """The loader of one split for one process, whichever it is.
+
+        `pin_memory` serves copies to a GPU that overlap with its work.
+        """
         is_training = name == "train"
         catalog, shape = self.catalog(name), self._shape
         if self._frames == "i420":
@@ -162,7 +172,7 @@ class FleetDataModule(LightningDataModule):
             plan,
             num_workers=self._num_workers,
             quarantine=self._quarantine,
-            pin_memory=self._pin_memory,
+            pin_memory=pin_memory,
         )
 
     def _share(self) -> Share:
