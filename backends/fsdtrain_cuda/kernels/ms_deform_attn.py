@@ -66,7 +66,7 @@ def ms_deform_attn(
     Q, P = weights_BQHLP.shape[1], weights_BQHLP.shape[4]
     check_shape(OP, "weights", weights_BQHLP, (B, Q, H, len(level_sizes), P))
     check_shape(OP, "locations", locations_BQHLP2, (B, Q, H, len(level_sizes), P, 2))
-    if any(h < 1 or w < 1 for h, w in level_sizes) or S != sum(h * w for h, w in level_sizes):
+    if any(h < 1 or w < 1 for h, w in level_sizes) or sum(h * w for h, w in level_sizes) != S:
         raise BackendError(
             f"{OP}: value of shape {tuple(value_BSHC.shape)} holds {S} places, but its maps have "
             f"(rows, columns) {tuple(map(tuple, level_sizes))}; S must be the sum of their areas"
@@ -89,9 +89,7 @@ def min_bytes(value_BSHC: Tensor, locations_BQHLP2: Tensor, weights_BQHLP: Tenso
     return out + sum(each.nbytes for each in (value_BSHC, locations_BQHLP2, weights_BQHLP))
 
 
-def min_bytes_backward(
-    value_BSHC: Tensor, locations_BQHLP2: Tensor, weights_BQHLP: Tensor
-) -> int:
+def min_bytes_backward(value_BSHC: Tensor, locations_BQHLP2: Tensor, weights_BQHLP: Tensor) -> int:
     """What the backward pass moves at least: the inputs, their gradients and the result's, once."""
     out = weights_BQHLP[..., 0, 0].numel() * value_BSHC.shape[-1] * value_BSHC.element_size()
     return out + 2 * sum(each.nbytes for each in (value_BSHC, locations_BQHLP2, weights_BQHLP))
@@ -166,7 +164,11 @@ def attend(
                 is_read = is_query & (weight != 0)
                 row, column, down, right = locate(
                     locations_ptr + locations + p * location_strides[4],
-                    location_strides[5], is_read, rows, columns, SUM_DTYPE,
+                    location_strides[5],
+                    is_read,
+                    rows,
+                    columns,
+                    SUM_DTYPE,
                 )
                 place = (first_place + row * columns + column).to(tl.int64)
                 top_left = value_ptr + (place * value_strides[1])[:, None]
@@ -190,12 +192,8 @@ def attend(
     tl.store(out_ptr + out, total, mask=is_query[:, None] & is_channel)
 
 
-@torch.library.custom_op(
-    "fsdtrain::ms_deform_attn", mutates_args=(), device_types=DEVICE_TYPES
-)
-def attend_op(
-    value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int]
-) -> Tensor:
+@torch.library.custom_op("fsdtrain::ms_deform_attn", mutates_args=(), device_types=DEVICE_TYPES)
+def attend_op(value: Tensor, locations: Tensor, weights: Tensor, level_sizes: list[int]) -> Tensor:
     """`level_sizes`: rows and columns of one map after the other."""
     B, Q, H, _, P = weights.shape
     C = value.shape[-1]
@@ -249,9 +247,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.fsdtrain.ms_deform_attn_backward(
-        grad, *ctx.saved_tensors, ctx.level_sizes
-    )
+    grads = torch.ops.fsdtrain.ms_deform_attn_backward(grad, *ctx.saved_tensors, ctx.level_sizes)
     return *grads, None
 
 

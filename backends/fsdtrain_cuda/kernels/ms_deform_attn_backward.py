@@ -86,7 +86,9 @@ def differentiate(
     point = tl.arange(0, BLOCK_P)[None, :]
     is_point = is_query[:, None] & (point < NUM_POINTS)
     grad = tl.load(
-        grad_ptr + clip * grad_strides[0] + (query * grad_strides[1])[:, None]
+        grad_ptr
+        + clip * grad_strides[0]
+        + (query * grad_strides[1])[:, None]
         + (head * C + channel) * grad_strides[2],
         mask=is_query[:, None] & is_channel,
         other=0.0,
@@ -98,14 +100,22 @@ def differentiate(
         rows, columns = size_of(level, LEVEL_SIZES)
         any_row, any_column, _, _ = locate(
             locations_ptr + locations[:, None] + point * location_strides[4],
-            location_strides[5], is_point, rows, columns, SUM_DTYPE,
+            location_strides[5],
+            is_point,
+            rows,
+            columns,
+            SUM_DTYPE,
         )
         any_seen = tl.max(is_near(any_row, any_column, rows, columns).to(tl.int32))
         if any_seen > 0:
             for p in range(NUM_POINTS):
                 row, column, down, right = locate(
                     locations_ptr + locations + p * location_strides[4],
-                    location_strides[5], is_query, rows, columns, SUM_DTYPE,
+                    location_strides[5],
+                    is_query,
+                    rows,
+                    columns,
+                    SUM_DTYPE,
                 )
                 is_seen = is_near(row, column, rows, columns)
                 weight = tl.load(

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import triton
+from fsdtrain_cuda.kernels import ms_deform_attn as kernels
 from fsdtrain_cuda.kernels import (
     ms_deform_attn_backward,
     ms_deform_attn_scatter,
 )
-from fsdtrain_cuda.kernels import ms_deform_attn as kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -53,7 +53,7 @@ def random_call(
     B: int = 2,
     Q: int = 9,
     H: int = 2,
-    P: int = 3,
+    P: int = 2,
     C: int = 5,
     level_sizes: Sizes = ((4, 6), (2, 3)),
     dtype: torch.dtype = torch.float32,
@@ -96,13 +96,13 @@ def check(call: tuple[Tensor, ...], level_sizes: Sizes) -> None:
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "ragged": {"B": 3, "Q": 11, "H": 3, "P": 3, "C": 7, "level_sizes": ((5, 3), (1, 4), (7, 2))},
+    "ragged": {"B": 2, "Q": 11, "H": 3, "P": 1, "C": 7, "level_sizes": ((5, 3), (1, 4), (7, 2))},
     "one of each": {"B": 1, "Q": 1, "H": 1, "P": 1, "C": 1, "level_sizes": ((1, 1),)},
-    "wide heads": {"B": 1, "Q": 5, "H": 2, "P": 2, "C": 80, "level_sizes": ((3, 4),)},
+    "wide heads": {"B": 1, "Q": 5, "H": 1, "P": 3, "C": 80, "level_sizes": ((3, 4),)},
     "cameras": {
-        "B": 1, "Q": 40, "H": 2, "P": 4, "C": 8, "level_sizes": EIGHT_CAMERAS, "zero_share": 0.9,
+        "B": 1, "Q": 6, "H": 2, "P": 1, "C": 8, "level_sizes": EIGHT_CAMERAS, "zero_share": 0.9,
     },
-    "one cell": {"B": 2, "Q": 130, "H": 1, "P": 1, "C": 3, "level_sizes": ((1, 1),)},
+    "one cell": {"B": 1, "Q": 600, "H": 1, "P": 1, "C": 3, "level_sizes": ((1, 1),)},
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_at_most_twice_the_error_of_torch(
 
 
 @settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
@@ -126,11 +126,11 @@ def test_at_most_twice_the_error_of_torch(
     seed=st.integers(0, 2**16),
     B=st.integers(1, 2),
     Q=st.integers(1, 20),
-    H=st.integers(1, 3),
-    P=st.integers(1, 5),
+    H=st.integers(1, 2),
+    P=st.integers(1, 3),
     C=st.integers(1, 17),
     level_sizes=st.lists(
-        st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3
+        st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=2
     ).map(tuple),
 )
 def test_any_shape(
@@ -153,13 +153,13 @@ def test_any_tile(
     device: str, is_deterministic: bool, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_tile(monkeypatch, tile)
-    check(random_call(device, Q=7, level_sizes=((3, 2), (1, 2))), ((3, 2), (1, 2)))
+    check(random_call(device, B=1, Q=3, level_sizes=((3, 2),)), ((3, 2),))
 
 
 def test_gradients_in_double_precision(device: str, is_deterministic: bool) -> None:
     level_sizes = ((2, 3), (1, 2))
     call = random_call(
-        device, B=1, Q=2, H=2, P=2, C=2, level_sizes=level_sizes, dtype=torch.float64
+        device, B=1, Q=2, H=2, P=1, C=2, level_sizes=level_sizes, dtype=torch.float64
     )
     assert torch.autograd.gradcheck(
         lambda *tensors: kernels.ms_deform_attn(*tensors, level_sizes),
@@ -242,7 +242,7 @@ def test_offsets_beyond_32_bits(device: str, is_deterministic: bool) -> None:
 
 def test_ten_deterministic_runs_are_the_same_bits(device: str) -> None:
     torch.use_deterministic_algorithms(True)
-    call = random_call(device, Q=50, C=4, level_sizes=((2, 2),))
+    call = random_call(device, B=1, Q=50, H=1, C=4, level_sizes=((2, 2),))
     first = run(kernels.ms_deform_attn, call, ((2, 2),))
     for _ in range(9):
         for found, expected in zip(
@@ -312,11 +312,11 @@ def test_autocast_leaves_the_arguments_alone(device: str) -> None:
 BAD_CALLS: dict[str, tuple[dict[int, Any], str]] = {
     "integer values": ({0: torch.zeros(2, 30, 2, 5, dtype=torch.int32)}, "value.*int32"),
     "locations in half precision": (
-        {1: torch.zeros(2, 9, 2, 2, 3, 2, dtype=torch.bfloat16)}, "locations.*bfloat16",
+        {1: torch.zeros(2, 9, 2, 2, 2, 2, dtype=torch.bfloat16)}, "locations.*bfloat16",
     ),
-    "three coordinates": ({1: torch.zeros(2, 9, 2, 2, 3, 3)}, r"locations.*\(2, 9, 2, 2, 3, 2\)"),
-    "another number of queries": ({1: torch.zeros(2, 8, 2, 2, 3, 2)}, "locations"),
-    "another number of heads": ({2: torch.zeros(2, 9, 3, 2, 3)}, "weights"),
+    "three coordinates": ({1: torch.zeros(2, 9, 2, 2, 2, 3)}, r"locations.*\(2, 9, 2, 2, 2, 2\)"),
+    "another number of queries": ({1: torch.zeros(2, 8, 2, 2, 2, 2)}, "locations"),
+    "another number of heads": ({2: torch.zeros(2, 9, 3, 2, 2)}, "weights"),
     "values without heads": ({0: torch.zeros(2, 30, 10)}, "4 dimensions"),
     "a map too few": ({3: ((4, 6),)}, "weights"),
     "maps of another size": ({3: ((4, 6), (2, 4))}, "30 places"),
@@ -336,11 +336,11 @@ def test_bad_input_is_refused(device: str, changes: dict[int, Any], message: str
 
 
 def test_bytes_for_the_bench() -> None:
-    value, locations, weights = random_call("cpu", zero_share=0.0)  # B2 Q9 H2 L2 P3 C5 S30
-    assert kernels.min_bytes(value, locations, weights) == 4 * (600 + 432 + 216 + 180)
-    assert kernels.min_bytes_backward(value, locations, weights) == 4 * (2 * 1248 + 180)
+    value, locations, weights = random_call("cpu", zero_share=0.0)  # B2 Q9 H2 L2 P2 C5 S30
+    assert kernels.min_bytes(value, locations, weights) == 4 * (600 + 288 + 144 + 180)
+    assert kernels.min_bytes_backward(value, locations, weights) == 4 * (2 * 1032 + 180)
     weights[0] = 0.0
-    assert kernels.gather_bytes(value, weights) == 108 * 4 * 5 * 4
+    assert kernels.gather_bytes(value, weights) == 72 * 4 * 5 * 4
 
 
 @pytest.mark.slow
