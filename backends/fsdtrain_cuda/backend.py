@@ -119,14 +119,18 @@ class CudaBackend(Backend):
     def op_table(self) -> OpTable:
         # They bring Triton, and importing a backend is cheap.
         from fsdtrain_cuda.kernels.bev_pool import bev_pool
+        from fsdtrain_cuda.kernels.focal_loss import focal_loss
         from fsdtrain_cuda.kernels.ms_deform_attn import ms_deform_attn
+        from fsdtrain_cuda.kernels.occupancy_loss import occupancy_loss
         from fsdtrain_cuda.kernels.project_sample import project_sample
         from fsdtrain_cuda.kernels.yuv_to_input import yuv_to_input
 
         self._prepare()
         return OpTable(
             bev_pool=bev_pool,
+            focal_loss=focal_loss,
             ms_deform_attn=ms_deform_attn,
+            occupancy_loss=occupancy_loss,
             project_sample=project_sample,
             yuv_to_input=yuv_to_input,
         )

@@ -274,5 +274,5 @@ def _channel_block(num_channels: int) -> int:
     """The power of two up to 64 that leaves the fewest lanes idle; of equals the largest."""
     blocks = [block for block in (64, 32, 16) if block < 2 * num_channels]
     if not blocks:
-        return triton.next_power_of_2(num_channels)
-    return min(blocks, key=lambda block: triton.cdiv(num_channels, block) * block)
+        return int(triton.next_power_of_2(num_channels))
+    return min(blocks, key=lambda block: -(-num_channels // block) * block)
