@@ -78,6 +78,9 @@ class Value:
     kind: ValueKind
     is_output: bool = False
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # which is unique, and quicker to look up than all of it
+
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
@@ -248,6 +251,9 @@ class Kernel:
     hidden: frozenset[str] = frozenset()
     is_random: bool = False
     counted_flops: int = 0
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ on its column alone, or (where one dimension runs over loops of both axes) on bo
 which box of a value each node keeps. Knows no machine: the grid is a number of rows and columns.
 """
 
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -96,14 +96,20 @@ def divide_axis(sizes: Sequence[int], parts: Sequence[Part], length: int) -> dic
 
     Places that do nothing get the empty range (0, 0). `sizes` are those of all loops.
     """
+    return dict(_divide(tuple(sizes[part.loop] for part in parts), tuple(parts), length))
+
+
+@lru_cache(maxsize=4096)
+def _divide(sizes: tuple[int, ...], parts: tuple[Part, ...], length: int) -> dict[int, Ints]:
+    """`divide_axis`, given the sizes of the divided loops."""
     found = {}
     inner = prod(part.count for part in parts)
     places = np.arange(length)
     busy = places < inner
-    for part in parts:
+    for size, part in zip(sizes, parts, strict=True):
         inner //= part.count
         index = np.where(busy, places // inner % part.count, 0)
-        bounds = part_bounds(sizes[part.loop], part.count, part.grain)
+        bounds = part_bounds(size, part.count, part.grain)
         found[part.loop] = np.where(busy, np.stack([bounds[index], bounds[index + 1]]), 0)
     return found
 
@@ -157,10 +163,8 @@ class Boxes:
     @property
     def num_elements(self) -> Ints:
         """At each node, (rows, columns)."""
-        count = self.busy.astype(np.int64)
-        for first, end in zip(self.first, self.end, strict=True):
-            count = count * np.maximum(end - first, 0)
-        return count
+        extents = (end - first for first, end in zip(self.first, self.end, strict=True))
+        return count_elements(self.busy, extents)
 
     def at(self, row: int, column: int) -> tuple[Range, ...]:
         """The box of one node."""
@@ -171,6 +175,22 @@ class Boxes:
             )
             for first, end in zip(self.first, self.end, strict=True)
         )
+
+
+def count_elements(busy: NDArray[np.bool_], extents: Iterable[Ints]) -> Ints:
+    """At each node, (rows, columns), from every dimension's extent in arrays as those of `Boxes`.
+
+    What depends on the row alone, or on the column alone, is multiplied first: it is short.
+    """
+    products: dict[tuple[int, ...], Ints] = {}
+    for extent in extents:
+        found = np.maximum(extent, 0)
+        known = products.get(found.shape)
+        products[found.shape] = found if known is None else known * found
+    count = busy.astype(np.int64)
+    for product in products.values():
+        count *= product
+    return count
 
 
 def access_boxes(
@@ -195,24 +215,24 @@ def span_boxes(
     """What every node touches through these spans of loops of these sizes."""
     by_row = divide_axis(sizes, mapping.rows, grid[0])
     by_column = divide_axis(sizes, mapping.columns, grid[1])
-    firsts: dict[int, Ints] = {}
-    lasts: dict[int, Ints] = {}
-    for loop, points in enumerate(sizes):
-        if loop in by_row:
-            firsts[loop], lasts[loop] = (each[:, None] for each in by_row[loop])
-        elif loop in by_column:
-            firsts[loop], lasts[loop] = (each[None, :] for each in by_column[loop])
-        else:
-            firsts[loop], lasts[loop] = np.zeros((1, 1), int), np.full((1, 1), points)
+    whole = [(0, points) for points in sizes]
+    bounds = {loop: (found[0][:, None], found[1][:, None]) for loop, found in by_row.items()}
+    bounds |= {loop: (found[0][None, :], found[1][None, :]) for loop, found in by_column.items()}
     first, end = [], []
     for span, size in zip(spans, shape, strict=True):
+        if not any(loop in bounds for loop, _ in span.terms):
+            begin_at, stop_at = span.touched(whole, size)
+            first.append(np.full((1, 1), begin_at))
+            end.append(np.full((1, 1), stop_at))
+            continue
         low: Ints = np.full((1, 1), span.low)
         high: Ints = np.full((1, 1), span.high)
         empty = np.zeros((1, 1), bool)
         for loop, scale in span.terms:
-            low = low + scale * firsts[loop]
-            high = high + scale * (lasts[loop] - 1)
-            empty = empty | (firsts[loop] >= lasts[loop])
+            start, last = bounds.get(loop, whole[loop])
+            low = low + scale * start
+            high = high + scale * (last - 1)
+            empty = empty | (start >= last)
         low, high = low // span.divide, high // span.divide
         if span.modulo is not None:
             is_split = low // span.modulo != high // span.modulo
@@ -222,12 +242,16 @@ def span_boxes(
         stop = np.minimum(high + 1, size)
         first.append(np.where(empty, 0, begin))
         end.append(np.where(empty, 0, np.maximum(stop, begin)))
-    busy = (np.arange(grid[0]) < mapping.num_used(Axis.ROW))[:, None] & (
-        np.arange(grid[1]) < mapping.num_used(Axis.COLUMN)
-    )[None, :]
-    if mapping.is_everywhere:
-        busy = np.ones(grid, bool)
+    used = (mapping.num_used(Axis.ROW), mapping.num_used(Axis.COLUMN))
+    busy = _busy_nodes(grid, grid if mapping.is_everywhere else used)
     return Boxes(shape=shape, grid=grid, first=tuple(first), end=tuple(end), busy=busy)
+
+
+@lru_cache(maxsize=4096)
+def _busy_nodes(grid: Grid, used: Grid) -> NDArray[np.bool_]:
+    """The first of the rows and of the columns: the same array each time, not to be changed."""
+    rows, columns = (np.arange(length) < count for length, count in zip(grid, used, strict=True))
+    return rows[:, None] & columns
 
 
 class Storage(Enum):

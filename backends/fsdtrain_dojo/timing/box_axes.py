@@ -10,7 +10,7 @@ from functools import cached_property, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from fsdtrain_dojo.lowering.mapping import Axis, Boxes
+from fsdtrain_dojo.lowering.mapping import Axis, Boxes, count_elements
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -110,8 +110,8 @@ def _split(boxes: Boxes) -> SplitBoxes:
     dims = []
     is_exact = True
     for first, end in zip(boxes.first, boxes.end, strict=True):
-        shape = np.broadcast_shapes(first.shape, end.shape)
-        first, end = np.broadcast_to(first, shape), np.broadcast_to(end, shape)
+        first, end = np.broadcast_arrays(first, end) if first.shape != end.shape else (first, end)
+        shape = first.shape
         if shape[0] > 1 and shape[1] > 1:
             is_exact = False
             counts = boxes.busy & (end > first)
@@ -138,9 +138,25 @@ def has_own(kept: Boxes, needed: Boxes) -> bool:
     """Whether every node has what it needs."""
     if kept is needed:
         return True
-    lacks = needed.busy & ~kept.busy
-    is_empty = np.zeros((1, 1), bool)
+    # Bounds hang on the row, on the column or on both; those alike are put together first.
+    lacks, is_empty = {(1, 1): np.zeros((1, 1), bool)}, {(1, 1): np.zeros((1, 1), bool)}
     for have, until, want, end in zip(kept.first, kept.end, needed.first, needed.end, strict=True):
-        lacks = lacks | (needed.busy & ((want < have) | (end > until)))
-        is_empty = is_empty | (end <= want)
-    return not bool((lacks & ~is_empty).any())
+        for found, these in ((lacks, (want < have) | (end > until)), (is_empty, end <= want)):
+            shape = these.shape
+            found[shape] = found[shape] | these if shape in found else these
+    is_needed = needed.busy
+    for these in is_empty.values():
+        is_needed = is_needed & ~these
+    if kept.busy is not needed.busy and (is_needed & ~kept.busy).any():
+        return False
+    return not any(bool((is_needed & these).any()) for these in lacks.values())
+
+
+def num_common(kept: Boxes, needed: Boxes) -> Ints:
+    """Elements of both boxes at each node."""
+    busy = needed.busy if kept.busy is needed.busy else kept.busy & needed.busy
+    bounds = zip(kept.first, kept.end, needed.first, needed.end, strict=True)
+    return count_elements(
+        busy,
+        (np.minimum(until, end) - np.maximum(have, want) for have, until, want, end in bounds),
+    )

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.lowering.finish import divided_reductions, settled
 from fsdtrain_dojo.lowering.kernel import Access, Kernel, Unit, Value
@@ -18,6 +15,7 @@ from fsdtrain_dojo.lowering.mapping import Mapping as NodeMapping
 from fsdtrain_dojo.lowering.passes.tile_kernels import Tiling, choose_steps
 from fsdtrain_dojo.lowering.program import Pattern, Step, Transfer
 from fsdtrain_dojo.machine.schema import Machine
+from fsdtrain_dojo.timing.box_axes import num_common
 from fsdtrain_dojo.timing.cost import KernelTime, Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import build_fabric
 from fsdtrain_dojo.timing.kernel_time import time_kernel
@@ -100,7 +98,7 @@ class Costs:
             self._kept += [source.boxes, boxes]
             lacking = boxes.num_elements
             if source.boxes is not None:
-                lacking = lacking - _num_common(source.boxes, boxes)
+                lacking = lacking - num_common(source.boxes, boxes)
             rate = self.fabric.receive_bytes_per_s
             self._arriving[key] = int(lacking.max()) * value.element_bytes * share / rate
         return self._arriving[key]
@@ -242,14 +240,6 @@ def picked_share(kernel: Kernel, access: Access, mapping: NodeMapping) -> float:
         if part.loop not in own:
             share /= part.count
     return min(share, 1.0)
-
-
-def _num_common(kept: Boxes, needed: Boxes) -> NDArray[np.int64]:
-    """Elements of both boxes at each node."""
-    count = (kept.busy & needed.busy).astype(np.int64)
-    for have, until, want, end in zip(kept.first, kept.end, needed.first, needed.end, strict=True):
-        count = count * np.maximum(np.minimum(until, end) - np.maximum(have, want), 0)
-    return count
 
 
 def _by_result(

@@ -94,8 +94,14 @@ def _measure_lines(
             packet_bytes=fabric.packet_bytes,
             add_s=fabric.add_s_per_byte,
         )
-        found.add(line)
+        found.add(_known_line(line))
     return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _known_line(line: ReduceLine) -> ReduceLine:
+    """The first of equal lines, which may have been measured already."""
+    return line
 
 
 def _groups_over(groups: Sequence[Sequence[int]], length: int) -> Floats:

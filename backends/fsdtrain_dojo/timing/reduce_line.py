@@ -7,6 +7,7 @@ an upper bound: every round waits for its slowest hop.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -37,22 +38,23 @@ class ReduceLine:
         return len(self.latency_s) + 1
 
     @cached_property
-    def _parts(self) -> list[tuple["_Hops", "_Hops"]]:
+    def _parts(self) -> tuple["_ManyHops", "_ManyHops"]:
         """For every number of nodes a group: the slowest group, and the line of first nodes."""
-        found = []
+        within, between = [], []
         for size in range(2, len(self)):
             starts = range(0, len(self), size)
             groups = [self._hops(start, min(start + size, len(self))) for start in starts]
-            worst = max(groups, key=lambda hops: (hops.latency_s, hops.sum_byte_s))
+            within.append(max(groups, key=lambda hops: (hops.latency_s, hops.sum_byte_s)))
             spans = [self._hops(start, start + size + 1) for start in starts[:-1]]
-            firsts = _Hops(
-                count=len(spans),
-                latency_s=sum(span.latency_s for span in spans),
-                sum_byte_s=sum(span.max_byte_s for span in spans),
-                max_byte_s=max(span.max_byte_s for span in spans),
+            between.append(
+                _Hops(
+                    count=len(spans),
+                    latency_s=sum(span.latency_s for span in spans),
+                    sum_byte_s=sum(span.max_byte_s for span in spans),
+                    max_byte_s=max(span.max_byte_s for span in spans),
+                )
             )
-            found.append((worst, firsts))
-        return found
+        return _ManyHops(within), _ManyHops(between)
 
     def _hops(self, first: int, last: int) -> "_Hops":
         """Between nodes first to before last."""
@@ -103,6 +105,16 @@ class _Hops:
     latency_s: float
     sum_byte_s: float
     max_byte_s: float
+
+
+class _ManyHops:
+    """Several `_Hops`, each figure a column of its own."""
+
+    def __init__(self, each: Sequence[_Hops]) -> None:
+        self.count = np.array([[hops.count] for hops in each])
+        self.latency_s = np.array([[hops.latency_s] for hops in each])
+        self.sum_byte_s = np.array([[hops.sum_byte_s] for hops in each])
+        self.max_byte_s = np.array([[hops.max_byte_s] for hops in each])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +168,14 @@ def reduce_along(line: ReduceLine, num_bytes: float) -> LineCost:
             "tree",
         ),
     ]
-    for within, between in line._parts:
-        seconds = (
-            _chain(line, within, chunks, each).min() + _chain(line, between, chunks, each).min()
+    within, between = line._parts
+    if len(within.count):
+        both = _chain(line, within, chunks, each).min(1) + _chain(line, between, chunks, each).min(
+            1
         )
-        passed = 1 - between.count / (count - 1) + 1
-        plans.append((float(seconds), 2 * add, passed, "two-phase"))
+        best = int(both.argmin())
+        passed = 1 - int(between.count[best, 0]) / (count - 1) + 1
+        plans.append((float(both[best]), 2 * add, passed, "two-phase"))
     seconds, adding, blocks, algorithm = min(plans, key=lambda plan: plan[0])
     return LineCost(
         seconds=seconds,
@@ -175,7 +189,7 @@ def reduce_along(line: ReduceLine, num_bytes: float) -> LineCost:
     )
 
 
-def _chain(line: ReduceLine, hops: _Hops, chunks: Floats, packets: Floats) -> Floats:
+def _chain(line: ReduceLine, hops: _Hops | _ManyHops, chunks: Floats, packets: Floats) -> Floats:
     """Over hops one after another, a node adding before it passes on, for several chunkings."""
     size = packets * line.packet_bytes
     add = line.add_s * size
