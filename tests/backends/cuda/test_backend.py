@@ -233,6 +233,46 @@ def test_the_step_is_compiled_as_one_graph_in_place(
     assert mode in torch._inductor.list_mode_options(), "torch knows it"
 
 
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+def test_a_step_with_our_kernels_is_the_step_of_the_references(
+    as_if: Callable[..., None],
+    make_network: Callable[..., HydraBev],
+    make_batch: Callable[..., ClipBatch],
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    compiles: bool,
+) -> None:
+    if device == "cpu":
+        as_if()
+    ops = CudaBackend().op_table()
+    monkeypatch.undo()  # torch.compile asks for more than is made up here
+    batch: Any = _pytree.tree_map(lambda value: value.to(device), make_batch(seed=5))
+    expected = TrainingStep(make_network(seed=1)).to(device)
+    found = TrainingStep(make_network(seed=1, ops=ops)).to(device)
+    if compiles:  # one graph, in which our ops are opaque
+        found.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    losses = [step(batch).loss for step in (expected, found)]
+    names = {node.name() for node in _nodes(losses[1].grad_fn)}
+    assert compiles or any("fsdtrain" in name for name in names), "our kernel was called"
+    for loss in losses:
+        loss.backward()
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        scale = other.grad.abs().max().item()
+        assert (one.grad - other.grad).abs().max().item() <= 1e-4 * scale + 1e-7, name
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    seen, rest = set(), [root]
+    while rest:
+        node = rest.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            rest += [each for each, _ in node.next_functions]
+
+
 class Slope(LightningModule):
     """A loss whose gradient is (30, 40), and SGD with the rate 1."""
 
