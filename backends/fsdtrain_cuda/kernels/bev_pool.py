@@ -125,6 +125,9 @@ def _forward(
     D = depths_m.shape[0]
     num_cells, pixels_of_clip = num_x * num_y, N * h * w
     num_points, num_keys = B * pixels_of_clip * D, B * num_cells
+    if feats.numel() == 0:
+        keys = feats.new_empty(B, pixels_of_clip, D, dtype=torch.int32)
+        return feats.new_empty(B, T, num_x, num_y, C).permute(0, 1, 4, 2, 3), keys
     keys = find_keys(
         depths_m, intrinsics, poses, (h, w), (image_height, image_width),
         (x_min_m, y_min_m), cell_m, (num_x, num_y), (z_min_m, z_max_m),
@@ -189,6 +192,10 @@ def _backward(grad: Tensor, feats: Tensor, depth: Tensor, keys: Tensor) -> tuple
     grad = _innermost(grad)
     feats_grad = feats.new_empty(B, T, N, h, w, C)
     depth_grad = depth.new_empty(B, T, N, h, w, D)
+    gradients = (feats_grad.permute(0, 1, 2, 5, 3, 4), depth_grad.permute(0, 1, 2, 5, 3, 4))
+    if feats.numel() == 0:
+        depth_grad.zero_()
+        return gradients
     group, main, tail = group_channels(C)
 
     def launch_shape(meta: dict[str, Any]) -> tuple[int, int]:
@@ -201,7 +208,7 @@ def _backward(grad: Tensor, feats: Tensor, depth: Tensor, keys: Tensor) -> tuple
         C=C, D=D, ACCUMULATE=_accumulator(feats, depth),
         GROUP=group, MAIN=main, TAIL=tail, enable_fp_fusion=True,
     )  # fmt: skip
-    return feats_grad.permute(0, 1, 2, 5, 3, 4), depth_grad.permute(0, 1, 2, 5, 3, 4)
+    return gradients
 
 
 @_backward.register_fake

@@ -69,7 +69,7 @@ def send_back(
     keys = keys_ptr + (clip * pixels_of_clip + pixel) * D
     feats = feats_ptr + clip * feats_stride_b + frame * feats_stride_t + pixel * feats_stride_p
     depth = depth_ptr + clip * depth_stride_b + frame * depth_stride_t + pixel * depth_stride_p
-    grad = grad_ptr + clip * (grad_stride_b - num_cells.to(tl.int64) * grad_stride_cell)
+    grad = grad_ptr + clip * grad_stride_b - clip * num_cells * grad_stride_cell
     grad += frame * grad_stride_t
 
     value = load_rows(feats, is_pixel, C, 0, GROUP, MAIN).to(ACCUMULATE)[:, :, None, :]

@@ -53,10 +53,10 @@ def check_arguments(
                 f"{op}: gradients go to the features and the depth, but {name} asks for one"
             )
     check_device(op, features=feats, depth=depth, **dict(named))
-    if min(feats.shape) < 1 or D < 1 or min(num_cells) < 1:
+    if min(N, h, w, D, *num_cells) < 1:
         raise BackendError(
             f"{op}: features of shape {tuple(feats.shape)}, {D} depths and {num_cells} cells: "
-            "there must be at least one of each"
+            "there must be a camera, a pixel, a depth and a cell"
         )
     if cell_m <= 0 or z_range_m[0] >= z_range_m[1]:
         raise BackendError(
@@ -75,7 +75,7 @@ def check_arguments(
 def check_values(
     depths_m: Tensor, intrinsics: Tensor, poses: Tensor, map_size: tuple[int, int], *grid: Any
 ) -> None:
-    """The calibration is finite, and `grid`, the arguments from the image's size on, not empty.
+    """The calibration is finite, and `grid`, the arguments from the image's size on, is seen.
 
     Raises:
         BackendError: it is not.
@@ -87,7 +87,9 @@ def check_values(
             raise BackendError(
                 f"bev_pool: {name} of shape {tuple(tensor.shape)} has NaN or infinity"
             )
-    if not bool((find_cells(depths_m, intrinsics, poses, map_size, *grid) >= 0).any()):
+    if poses.numel() and not bool(
+        (find_cells(depths_m, intrinsics, poses, map_size, *grid) >= 0).any()
+    ):
         image_size, min_corner_m, cell_m, num_cells, z_range_m = grid
         raise BackendError(
             f"bev_pool: of {intrinsics.shape[0]} x {intrinsics.shape[1]} cameras with images of "

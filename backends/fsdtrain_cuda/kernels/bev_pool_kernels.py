@@ -147,9 +147,10 @@ def sum_cells(
     count = tl.where(is_long, 0, end - begin)
     clip = (key // num_cells).to(tl.int64)
     # Points count through the batch, strides are those of clips.
-    feats = feats_ptr + clip * (feats_stride_b - pixels_of_clip.to(tl.int64) * feats_stride_p)
+    first_pixel = clip * pixels_of_clip
+    feats = feats_ptr + clip * feats_stride_b - first_pixel * feats_stride_p
     feats += frame * feats_stride_t + first_channel
-    depth = depth_ptr + clip * (depth_stride_b - pixels_of_clip.to(tl.int64) * depth_stride_p)
+    depth = depth_ptr + clip * depth_stride_b - first_pixel * depth_stride_p
     depth += frame * depth_stride_t
     total = tl.zeros([MAIN, CELLS, GROUP], ACCUMULATE)
     total_tail = tl.zeros([TAIL if TAIL else 1, CELLS, GROUP], ACCUMULATE)
