@@ -1,31 +1,24 @@
-"""Run a tile program node by node on real tensors: the proof that a lowering is right.
+"""Run a tile program on real tensors, all nodes at once: the proof that a lowering is right.
 
 A node computes with what its own memory holds: the boxes that its loads have brought and the pieces
 of values that layouts gave it. What the nodes hold at the end is put together and handed back. It
-follows the program to the letter and is no faster than tests on small meshes need. Knows no clock.
+follows the program to the letter; nodes that do the same with boxes of the same shapes do it
+together, but none sees what another one holds. Knows no clock.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from fsdtrain_dojo.lowering.kernel import Kernel
-from fsdtrain_dojo.lowering.mapping import Axis, Grid, Layout, Storage, node_ranges
+from fsdtrain_dojo.lowering.mapping import Axis, Grid, Layout, Storage, axis_ranges
 from fsdtrain_dojo.lowering.program import Step, TileProgram, Transfer
-from fsdtrain_dojo.spatial.buffers import (
-    Box,
-    Holders,
-    Piece,
-    Pieces,
-    Place,
-    boxes_by_place,
-    distribute,
-    layout_boxes,
-)
-from fsdtrain_dojo.spatial.node import NodeWork, Ranges, combine_in_order
+from fsdtrain_dojo.spatial.boxes import Ints, boxes_by_place
+from fsdtrain_dojo.spatial.buffers import Pieces, layout_boxes, whole_piece
+from fsdtrain_dojo.spatial.copying import assemble, copy_pieces
+from fsdtrain_dojo.spatial.node import NodeWork, Work, combine_in_order
 
 OUTSIDE = Layout(storage=Storage.HBM)
 
@@ -92,7 +85,8 @@ def run_program(
     """
     run = _Run(program, dict(stores or {}), dict(given or {}))
     for name, layout in program.initial.items():
-        run.hold(name, distribute(tensors[name], layout), layout)
+        places, boxes = layout_boxes(layout, tensors[name].shape)
+        run.hold(name, copy_pieces(whole_piece(tensors[name]), places, boxes)[0], layout)
     for number, step in enumerate(program.steps):
         run.spill(number)
         run.step(number, step)
@@ -100,7 +94,7 @@ def run_program(
             if last == number:
                 del run.memory[name]
     outputs = {
-        name: run.memory[name].assemble(value.shape)
+        name: assemble(run.memory[name], value.shape)
         for name, value in program.graph.values.items()
         if value.is_output
     }
@@ -114,21 +108,19 @@ class _Run:
     program: TileProgram
     rounding: dict[str, Callable[[Tensor], object]]
     given: dict[str, Tensor]
-    memory: dict[str, Holders] = field(default_factory=dict)
+    memory: dict[str, Pieces] = field(default_factory=dict)
     homes: dict[str, Layout] = field(default_factory=dict)
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     copies: list[Copies] = field(default_factory=list)
     combined: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shapes = {name: value.shape for name, value in self.program.graph.values.items()}
-        self.node = NodeWork(shapes=self.shapes, dtypes=self.dtypes, given=self.given)
+        self.node = NodeWork(shapes=self.shapes, given=self.given)
 
     def hold(self, name: str, pieces: Pieces, layout: Layout) -> None:
         """From now on a value lies in these pieces; what it renews is gone."""
-        self.memory[name] = Holders(pieces)
+        self.memory[name] = pieces
         self.homes[name] = layout
-        self.dtypes[name] = next(iter(pieces.values())).tensor.dtype
         self.memory.pop(self.program.graph.renews.get(name, ""), None)
 
     def spill(self, number: int) -> None:
@@ -136,128 +128,111 @@ class _Run:
         for each in self.program.spills:
             if each.value in self.memory and number in (each.out_before, each.back_before):
                 layout = OUTSIDE if number == each.out_before else self.homes[each.value]
-                pieces, _ = self._rearrange(self.memory[each.value], each.value, layout)
-                self.memory[each.value] = Holders(pieces)
+                self.memory[each.value], _ = self._rearrange(
+                    self.memory[each.value], each.value, layout
+                )
 
     def step(self, number: int, step: Step) -> None:
+        """Loads, the computation, what divided sums become, and stores."""
         kernel = step.kernel
         loaded = [self._load(number, transfer) for transfer in step.loads]
         assert len(loaded) == len(kernel.loaded), kernel.name
-        ranges = _busy_ranges(self.program.grid, step)
-        made = {
-            place: self.node.run_kernel(step, ranges[place], [each.get(place) for each in loaded])
-            for place in ranges
-        }
+        work, group = _in_order_of_sums(step, _busy_work(self.program.grid, step))
+        made = self.node.run_kernel(step, work, loaded)
         self.combined.append(0)
-        for group in _groups(step, ranges):
-            first = group[0]
-            found = self._combine(kernel, [made[place] for place in group])
-            extra = [each.get(first) for each in loaded[len(kernel.reads) :]]
-            self._run_epilogue(kernel, ranges[first], found, extra)
-            made.update(dict.fromkeys(group, found))
+        made = {name: self._complete(kernel, each, name, group) for name, each in made.items()}
+        firsts = np.unique(group, return_index=True)[1]
+        complete = Work(work.places[firsts], work.ranges[firsts])
+        self._run_epilogue(kernel, complete, made, loaded[len(kernel.reads) :])
         stored = [each for each in step.stores if each.value not in kernel.hidden]
         assert [each.value for each in stored] == [each.value for each in kernel.stored]
         for transfer in stored:
-            held = Holders({place: pieces[transfer.value] for place, pieces in made.items()})
+            held = made[transfer.value]
+            if len(held) < len(work.places):  # every node of a group gets the result
+                held = held.shared(work.places, group)
             self._store(number, transfer, held)
 
     def _load(self, number: int, transfer: Transfer) -> Pieces:
         """What every node gets of a value, in memory of its own."""
-        held = self.memory[transfer.value]
-        pieces, moved = self._fill(held, boxes_by_place(transfer.boxes))
+        places, boxes = boxes_by_place(transfer.boxes)
+        pieces, moved = copy_pieces(self.memory[transfer.value], places, boxes)
         self._count(number, transfer.value, False, moved, pieces)
         return pieces
 
-    def _store(self, number: int, transfer: Transfer, held: Holders) -> None:
+    def _store(self, number: int, transfer: Transfer, held: Pieces) -> None:
         assert transfer.target is not None
         pieces, moved = self._rearrange(held, transfer.value, transfer.target)
         self._count(number, transfer.value, True, moved, pieces)
         self.hold(transfer.value, pieces, transfer.target)
 
-    def _rearrange(self, held: Holders, name: str, layout: Layout) -> tuple[Pieces, int]:
-        return self._fill(held, layout_boxes(layout, self.shapes[name]))
-
-    def _fill(self, held: Holders, boxes: Mapping[Place, Box]) -> tuple[Pieces, int]:
-        pieces: Pieces = {}
-        total = 0
-        for place, box in boxes.items():
-            tensor, moved = held.copy(box, place)
-            pieces[place] = Piece(box, tensor)
-            total += moved
-        return pieces, total
+    def _rearrange(self, held: Pieces, name: str, layout: Layout) -> tuple[Pieces, int]:
+        return copy_pieces(held, *layout_boxes(layout, self.shapes[name]))
 
     def _count(self, number: int, name: str, is_store: bool, moved: int, pieces: Pieces) -> None:
         element_bytes = self.program.graph.values[name].element_bytes
-        delivered = sum(piece.tensor.numel() for piece in pieces.values())
         self.copies.append(
             Copies(
                 step=number,
                 value=name,
                 is_store=is_store,
                 moved_bytes=moved * element_bytes,
-                delivered_bytes=delivered * element_bytes,
+                delivered_bytes=int(pieces.volumes.sum()) * element_bytes,
             )
         )
 
-    def _combine(self, kernel: Kernel, parts: Sequence[dict[str, Piece]]) -> dict[str, Piece]:
-        """The complete results of nodes that hold parts of the same sums."""
-        found = {}
-        for access in kernel.writes:
-            name = access.value
-            tensors = [each[name].tensor for each in parts]
-            total = combine_in_order(tensors, kernel.combine)
-            element_bytes = self.program.graph.values[name].element_bytes
-            self.combined[-1] += (len(parts) - 1) * total.numel() * element_bytes
-            found[name] = Piece(parts[0][name].box, total)
-            self._round(found[name], name)
-        return found
+    def _complete(self, kernel: Kernel, parts: Pieces, name: str, group: Ints) -> Pieces:
+        """The results of nodes that hold parts of the same sums, each at the first of them."""
+        total = combine_in_order(parts, group, kernel.combine)
+        num_combined = int(parts.volumes.sum()) - int(total.volumes.sum())
+        self.combined[-1] += num_combined * self.program.graph.values[name].element_bytes
+        self._round(total, name)
+        return total
 
     def _run_epilogue(
-        self,
-        kernel: Kernel,
-        ranges: Ranges,
-        made: dict[str, Piece],
-        loaded: Sequence[Piece | None],
+        self, kernel: Kernel, work: Work, made: dict[str, Pieces], loaded: Sequence[Pieces]
     ) -> None:
-        """Add what the epilogue makes at one node of its results and of what was loaded for it."""
+        """Add what the epilogue makes of complete results and of what was loaded for it."""
         rest = iter(loaded)
         for each in kernel.epilogue:
             held = [made[read.value] if read.value in made else next(rest) for read in each.reads]
-            for name, piece in made.items():
-                self.dtypes[name] = piece.tensor.dtype
-            tensors = self.node.run_block(each, ranges, held)
-            for access, tensor in zip(each.writes, tensors, strict=True):
-                box = each.touched(access, ranges, self.shapes[access.value])
-                made[access.value] = Piece(box, tensor)
-                self._round(made[access.value], access.value)
+            pieces = self.node.run_block(each, work, held)
+            for access, results in zip(each.writes, pieces, strict=True):
+                made[access.value] = results
+                self._round(results, access.value)
 
-    def _round(self, piece: Piece, name: str) -> None:
+    def _round(self, pieces: Pieces, name: str) -> None:
         if name in self.rounding:
-            self.rounding[name](piece.tensor)
+            for tensor in pieces.tensors():
+                self.rounding[name](tensor)
 
 
-def _busy_ranges(grid: Grid, step: Step) -> dict[Place, Ranges]:
+def _busy_work(grid: Grid, step: Step) -> Work:
     """The ranges of every node that has points to visit."""
     mapping = step.mapping
-    used = grid if mapping.is_everywhere else [mapping.num_used(axis) for axis in Axis]
-    found = {}
-    for place in product(range(used[0]), range(used[1])):
-        ranges = node_ranges(step.kernel, mapping, *place)
-        if all(first < end for first, end in ranges):
-            found[place] = ranges
-    return found
+    used = grid if mapping.is_everywhere else tuple(mapping.num_used(axis) for axis in Axis)
+    places = np.argwhere(np.ones(used, bool))
+    ranges = np.array([[(0, loop.size) for loop in step.kernel.loops]] * len(places))
+    ranges = ranges.reshape(len(places), -1, 2)
+    for axis in Axis:
+        divided = axis_ranges(step.kernel, mapping, axis, used[axis.value])
+        for loop, bounds in divided.items():
+            ranges[:, loop] = bounds[:, places[:, axis.value]].T
+    is_busy = (ranges[:, :, 0] < ranges[:, :, 1]).all(axis=1)
+    return Work(places[is_busy], ranges[is_busy])
 
 
-def _groups(step: Step, ranges: Mapping[Place, Ranges]) -> list[list[Place]]:
-    """Nodes that hold parts of the same results, in the order of what they have summed up."""
-    if step.mapping.is_everywhere:
-        return [[place] for place in ranges]
+def _in_order_of_sums(step: Step, work: Work) -> tuple[Work, Ints]:
+    """Nodes that hold parts of the same results together, as what they have summed up follows.
+
+    Returns:
+        (the work in this order, the number of each one's group)
+    """
     reductions = sorted(step.kernel.reductions)
-    groups: dict[Ranges, list[Place]] = {}
-    for place, each in ranges.items():
-        results = tuple(part for loop, part in enumerate(each) if loop not in reductions)
-        groups.setdefault(results, []).append(place)
-    return [
-        sorted(group, key=lambda place: [ranges[place][loop] for loop in reductions])
-        for group in groups.values()
-    ]
+    if step.mapping.is_everywhere or not reductions:
+        return work, np.arange(len(work.places))
+    results = np.delete(work.ranges, reductions, axis=1).reshape(len(work.places), -1)
+    _, group = np.unique(results, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    firsts = [work.ranges[:, loop, 0] for loop in reversed(reductions)]
+    order = np.lexsort([*firsts, group])
+    return Work(work.places[order], work.ranges[order]), group[order]

@@ -14,6 +14,7 @@ from fsdtrain_dojo.lowering.describe.nest import (
     box_shape,
     fill_rest,
     index_access,
+    indices_of,
     is_all,
 )
 from fsdtrain_dojo.lowering.describe.pool_nests import Pool
@@ -162,7 +163,7 @@ def _scales(pool: Pool, given: dict[str, Any], places: Sequence[Range]) -> Tenso
     for axis, (window, side, size) in enumerate(
         zip(pool.windows, places[first:], pool.planes[first:], strict=True)
     ):
-        begin = torch.arange(*side) * window.stride - window.padding
+        begin = indices_of(side) * window.stride - window.padding
         # What lies behind the padding, where sizes are rounded up, is not counted either.
         end = (begin + window.length).clamp(max=size + window.padding)
         if not given["count_include_pad"]:

@@ -18,6 +18,7 @@ from fsdtrain_dojo.lowering.describe.nest import (
     Over,
     bind,
     broadcast_over,
+    indices_of,
     is_all,
     make_plain_kernel,
 )
@@ -221,7 +222,7 @@ def _find_hits(target: Tensor, block: Block, classes: int, ignored: int) -> Tens
     """Where a class is the target, of the classes of this piece."""
     shape = [1] * len(block.ranges)
     shape[classes] = -1
-    numbers = torch.arange(*block.ranges[classes]).reshape(shape)
+    numbers = indices_of(block.ranges[classes]).reshape(shape)
     return (target == numbers) & (target != ignored)
 
 

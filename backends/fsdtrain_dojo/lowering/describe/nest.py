@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fsdtrain_dojo.lowering.describe.building import make_kernel
@@ -147,7 +148,13 @@ def broadcast_over(shape: Sequence[int], num_loops: int) -> tuple[Over, ...]:
 
 def box_shape(box: Sequence[Range]) -> tuple[int, ...]:
     """Elements along each dimension of a box."""
-    return tuple(max(end - first, 0) for first, end in box)
+    return tuple(int(max(end - first, 0)) for first, end in box)
+
+
+def indices_of(side: Range) -> Tensor:
+    """The indices of a range; of nodes that are computed together, each one's own."""
+    first, end = side
+    return torch.arange(int(end - first)) + first
 
 
 def is_all(loops: Sequence[Loop], block: Block) -> bool:

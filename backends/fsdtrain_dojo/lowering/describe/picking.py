@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fsdtrain_dojo.lowering.describe.building import along_all, make_kernel
+from fsdtrain_dojo.lowering.describe.nest import indices_of
 from fsdtrain_dojo.lowering.describe.pointwise import loops_of, torch_dtype
 from fsdtrain_dojo.lowering.kernel import Access, Block, Kernel, Span, Unit, Value
 from fsdtrain_dojo.lowering.op_call import Expansion, OpCall
@@ -107,8 +108,8 @@ def _places(box: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The indices of a box, dimension by dimension, to be broadcast against each other."""
     rank = len(box)
     return [
-        torch.arange(first, end).view([-1 if d == dim else 1 for d in range(rank)])
-        for dim, (first, end) in enumerate(box)
+        indices_of(side).view([-1 if d == dim else 1 for d in range(rank)])
+        for dim, side in enumerate(box)
     ]
 
 
@@ -124,7 +125,7 @@ def _pick(
     indices = list(source.indices(places))
     if source.is_total:
         local = [index - first for index, (first, _) in zip(indices, box, strict=True)]
-        return (tensor[tuple(local)] if local else tensor.clone()).expand(shape).contiguous()
+        return _look_up(tensor, local).expand(shape).contiguous()
     assert out is not None
     if tensor.numel() == 0:
         return out
@@ -136,4 +137,12 @@ def _pick(
         is_here = is_here & (index >= 0) & (index < size)
         local.append(index.clamp(0, size - 1) - first)
     clamped = [index.clamp(0, size - 1) for index, size in zip(local, tensor.shape, strict=True)]
-    return torch.where(is_here, tensor[tuple(clamped)], out)
+    return torch.where(is_here, _look_up(tensor, clamped), out)
+
+
+def _look_up(tensor: Tensor, indices: list[Tensor]) -> Tensor:
+    """Elements of a tensor; square brackets would make numbers of indices without dimensions."""
+    if not indices:
+        return tensor.clone()
+    found: Tensor = torch.ops.aten.index.Tensor(tensor, indices)
+    return found

@@ -331,9 +331,32 @@ def test_nodes_see_their_own_memory_only():
     mapping = divided({0: 2}, {1: 3})
     tensors = random_tensors(graph)
     execute(place_program(graph, (2, 3), [mapping], {"x": divided({0: 2})}), tensors)
-    assert [(offset, size) for offset, size, _ in seen] == [(0, 3 * 2 * 4)] * 6
-    assert torch.equal(seen[0][2], tensors["x"][:3, :2])
-    assert torch.equal(seen[5][2], tensors["x"][3:, 4:])
+    first, *nodes = seen  # the first one is looked at once more, before
+    assert [(offset, size) for offset, size, _ in nodes] == [(0, 3 * 2 * 4)] * 6
+    assert torch.equal(first[2], tensors["x"][:3, :2])
+    assert torch.equal(nodes[0][2], tensors["x"][:3, :2])
+    assert torch.equal(nodes[5][2], tensors["x"][3:, 4:])
+
+
+def test_what_a_node_holds_reaches_no_other():
+    """A NaN at one node stays there, though all are computed together."""
+    calls = []
+
+    def spread(x):
+        calls.append(x.shape)
+        return x * 2 + x.mean() + x.sort(1).values
+
+    graph = graph_of(
+        [operand("x", 6, 6), value("y", 6, 6, is_output=True)],
+        [make_kernel({"i": 6, "j": 6}, {"x": "ij"}, {"y": "ij"}, spread)],
+    )
+    tensors = random_tensors(graph)
+    tensors["x"][4, 1] = torch.nan
+    found = execute(place_program(graph, (2, 3), [divided({0: 2}, {1: 3})]), tensors)["y"]
+    assert len(calls) == 2  # one node to look at, then all
+    is_there = torch.zeros(6, 6, dtype=torch.bool)
+    is_there[3:, :2] = True
+    assert torch.equal(found.isnan(), is_there)
 
 
 def test_a_load_that_is_too_small_is_noticed():
@@ -361,12 +384,14 @@ def test_copies_that_differ_are_noticed():
     calls = iter(range(6))
     graph = graph_of(
         [operand("x", 3), value("y", 3, is_output=True)],
-        [make_kernel({"i": 3}, {"x": "i"}, {"y": "i"}, lambda x: x + next(calls))],
+        [make_kernel({"i": 3}, {"x": "i"}, {"y": "i"}, lambda x: -x)],
     )
     everywhere = divided(is_everywhere=True)
     program = place_program(graph, (2, 3), [everywhere], {"y": everywhere})
     with pytest.raises(AssertionError, match="another copy"):
-        execute(program, random_tensors(graph))
+        execute(
+            program, random_tensors(graph), stores={"y": lambda piece: piece.add_(next(calls))}
+        )
 
 
 def test_windows_beside_the_value_are_empty():
