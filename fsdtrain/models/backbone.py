@@ -1,8 +1,11 @@
 """Image features: residual stages and a two-level pyramid, shared by all cameras and frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fsdtrain.models.blocks import ConvNormRelu, Downsample, ResidualBlock, upsample_to
 
@@ -12,6 +15,9 @@ class Backbone(nn.Module):
 
     The pyramid merges the last stage into the one before it, whose stride is the output's:
     stem_stride * 2 ** (number of stages - 2).
+
+    With `recomputes`, a training step keeps only what passes between the blocks of the stages, and
+    computes the rest again in the backward pass: less memory, more time, the same numbers.
     """
 
     def __init__(
@@ -21,6 +27,7 @@ class Backbone(nn.Module):
         stage_channels: Sequence[int],
         stage_blocks: Sequence[int],
         out_channels: int,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         if stem_stride not in (2, 4) or not 2 <= len(stage_channels) == len(stage_blocks):
@@ -28,6 +35,7 @@ class Backbone(nn.Module):
                 f"stem_stride={stem_stride} must be 2 or 4, and stage_channels={stage_channels} "
                 f"and stage_blocks={stage_blocks} must have the same length, at least 2"
             )
+        self.recomputes = recomputes
         first = stage_channels[0]
         # Even kernels without overlap or with a symmetric one keep the picture centred.
         padding = (stem_stride - 2) // 2
@@ -56,9 +64,38 @@ class Backbone(nn.Module):
         x = self.stem(images_BCHW)
         levels = []
         for stage in self.stages:
-            x = stage(x)
+            if self.recomputes and torch.is_grad_enabled():
+                for block in stage.children():
+                    x = _recomputed(block, x)
+            else:
+                x = stage(x)
             levels.append(x)
         fine = self.fine(levels[-2])
         coarse = upsample_to(self.coarse(levels[-1]), (fine.shape[-2], fine.shape[-1]))
         merged: Tensor = self.merge(fine + coarse)
         return merged
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _untracked(block)
+
+    if torch.compiler.is_compiling():  # one graph, in which statistics are updated once
+        found: Tensor = checkpoint(block, x, use_reentrant=False)
+    else:
+        found = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return found
+
+
+@contextmanager
+def _untracked(block: nn.Module) -> Iterator[None]:
+    """The second time, batch norms must not count the same pictures again."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

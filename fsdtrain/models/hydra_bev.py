@@ -35,6 +35,7 @@ class HydraBev(nn.Module):
         stem_stride: 2 or 4.
         stage_channels: widths of the backbone's stages, each half the size of the one before.
         stage_blocks: residual blocks of each stage.
+        recompute_backbone: keep less of the backbone for the backward pass; see `Backbone`.
         lift_channels: of the image features that are lifted.
         has_memory: False leaves every frame to itself.
         memory_kernel: of the convolutions over the memory's state.
@@ -60,6 +61,7 @@ class HydraBev(nn.Module):
         encoder_channels: Sequence[int],
         encoder_blocks: Sequence[int],
         encode_all_frames: bool,
+        recompute_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = (image_size[0], image_size[1])
@@ -75,6 +77,7 @@ class HydraBev(nn.Module):
             stage_channels=stage_channels,
             stage_blocks=stage_blocks,
             out_channels=lift_channels,
+            recomputes=recompute_backbone,
         )
         _check_image_size(self.image_size, 2 * self.backbone.stride)
         channels = encoder_channels[0]
