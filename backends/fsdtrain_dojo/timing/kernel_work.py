@@ -12,10 +12,11 @@ from math import prod
 
 from fsdtrain_dojo.lowering.kernel import Access, Kernel, Unit, Value
 from fsdtrain_dojo.machine.node import MatrixUnit, Node
-from fsdtrain_dojo.timing.node_rates import SUM_BYTES, NodeTime, Product, slowest
+from fsdtrain_dojo.timing.node_rates import SUM_BYTES, NodeTime, Product, known, slowest
 from fsdtrain_dojo.timing.node_time import matrix_time, times, together, vector_time
 
 Sizes = Sequence[int]  # of a range of every loop
+MOST_BLOCKS = 65536  # whose times are remembered, some tens of MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,9 @@ class Operand:
         return count * self.element_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
-    """A kernel in numbers.
+    """A kernel in numbers. Two are equal if they are one.
 
     Args:
         unit: that does the work.
@@ -221,6 +222,15 @@ def _read_bytes(work: Work, operand: Operand, block: Sizes) -> float:
 
 def _block_time(node: Node, work: Work, block: Sizes, deep: int, kept: bool) -> NodeTime:
     """Of one step; `deep`: steps over the depth, `kept`: whether the unit keeps sums meanwhile."""
+    blocks, key = known(node).blocks, (work, tuple(block), deep, kept)
+    if key not in blocks:
+        if len(blocks) >= MOST_BLOCKS:
+            blocks.clear()
+        blocks[key] = _find_block_time(node, work, block, deep, kept)
+    return blocks[key]
+
+
+def _find_block_time(node: Node, work: Work, block: Sizes, deep: int, kept: bool) -> NodeTime:
     share = prod(block) / work.num_points
     loads = work.reads[work.num_own :] if work.unit is Unit.MATRIX else work.reads
     stores = work.writes[1:] if work.unit is Unit.MATRIX else work.writes

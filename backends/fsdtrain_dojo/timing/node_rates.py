@@ -88,6 +88,7 @@ class Known:
         load_rate: bytes a cycle; so is `store_rate`.
         load_width: bytes of one access, ports of a kind being equally wide; so is `store_width`.
         times: of products, by format.
+        blocks: times of blocks of kernels; see `kernel_work`.
     """
 
     node: Node
@@ -96,6 +97,7 @@ class Known:
     load_width: float
     store_width: float
     times: dict[tuple[str, Product], NodeTime] = field(default_factory=dict)
+    blocks: dict[object, NodeTime] = field(default_factory=dict)
 
 
 _KNOWN: dict[int, Known] = {}  # by identity: a node holds tables, which have no hash
