@@ -5,6 +5,8 @@ step depends on whether the GPU flushes float32's own denormals: they round to z
 but those with float32's exponents, and these are rounded with integers.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,10 @@ from fsdtrain_dojo.arithmetic.random_bits import (
     split_elements,
 )
 
+# Four numbers a thread, a load of 16 bytes; with their counts they leave room for four programs.
 BLOCK = 1024
+NUM_WARPS = 8
+PROGRAMS_PER_MULTIPROCESSOR = 4
 INFINITY = tl.constexpr(0x7F800000)
 QUIET_NAN = tl.constexpr(0x7FC00000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -42,7 +47,8 @@ def run(
     for start, stop in split_elements(first_element, flat.numel()):
         element = first_element + start
         words = key_of_high_word(key, element // HIGH_WORD)
-        _round_elements[(triton.cdiv(stop - start, BLOCK),)](
+        num_programs = min(triton.cdiv(stop - start, BLOCK), _max_programs(tensor.device))
+        _round_elements[(num_programs,)](
             flat[start:stop],
             counts,
             grid,
@@ -56,7 +62,17 @@ def run(
             HAS_SPECIALS=kind.has_specials,
             IS_SIGNED=kind.is_signed,
             BLOCK_SIZE=BLOCK,
+            num_warps=NUM_WARPS,
         )
+
+
+@lru_cache
+def _max_programs(device: torch.device) -> int:
+    """As many as run at once; each takes more than one block of what is larger."""
+    if device.type != "cuda":
+        return 3  # interpreted, one after the other
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.multi_processor_count) * PROGRAMS_PER_MULTIPROCESSOR
 
 
 def _as_int32(word: int) -> int:
@@ -80,27 +96,82 @@ def _round_elements(
     IS_SIGNED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Round BLOCK_SIZE of the numbers, float32 [num_elements], and add to the counts, int64 [5].
+    """Round every num_programs-th block of the numbers, float32 [num_elements].
 
-    The grid's words are int32 [7]; counter is the lower word of the first element's index plus
-    the key's first word. Numbers past the end are read as zero, which no count counts.
+    Adds to the counts, int64 [5], once a program: atomics on one address wait for each other. The
+    grid's words are int32 [7]; counter is the lower word of the first element's index plus the
+    key's first word. Full blocks are read without a mask, which would keep the loads narrow.
     """
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    is_inside = offsets < num_elements
-    numbers = tl.load(numbers_ptr + offsets, mask=is_inside, other=0.0)
-    bits = numbers.to(tl.uint32, bitcast=True)
+    program = tl.program_id(0)
+    num_full = num_elements // BLOCK_SIZE
+    saturated = tl.zeros([BLOCK_SIZE], tl.int32)
+    underflowed = tl.zeros([BLOCK_SIZE], tl.int32)
+    nan = tl.zeros([BLOCK_SIZE], tl.int32)
+    amax = tl.zeros([BLOCK_SIZE], tl.int32)
+    lane = tl.arange(0, BLOCK_SIZE)
+    for block in range(program, num_full, tl.num_programs(0)):
+        offsets = tl.full([], block, tl.int64) * BLOCK_SIZE + lane
+        bits = tl.load(numbers_ptr + offsets).to(tl.uint32, bitcast=True)
+        result, is_saturated, is_underflowed, is_nan, finite = _round_bits(
+            bits, offsets, grid_ptr, counter, key_1, COUNTS_ONLY, IS_STOCHASTIC, FLOAT32_EXPONENTS,
+            HAS_GAP, HAS_SPECIALS, IS_SIGNED,
+        )  # fmt: skip
+        if not COUNTS_ONLY:
+            tl.store(numbers_ptr + offsets, result)
+        saturated += is_saturated.to(tl.int32)
+        underflowed += is_underflowed.to(tl.int32)
+        nan += is_nan.to(tl.int32)
+        amax = tl.maximum(amax, finite)
+    if program == num_full % tl.num_programs(0):
+        # Numbers past the end are read as zero, which no count counts.
+        offsets = tl.full([], num_full, tl.int64) * BLOCK_SIZE + lane
+        is_inside = offsets < num_elements
+        numbers = tl.load(numbers_ptr + offsets, mask=is_inside, other=0.0)
+        bits = numbers.to(tl.uint32, bitcast=True)
+        result, is_saturated, is_underflowed, is_nan, finite = _round_bits(
+            bits, offsets, grid_ptr, counter, key_1, COUNTS_ONLY, IS_STOCHASTIC, FLOAT32_EXPONENTS,
+            HAS_GAP, HAS_SPECIALS, IS_SIGNED,
+        )  # fmt: skip
+        if not COUNTS_ONLY:
+            tl.store(numbers_ptr + offsets, result, mask=is_inside)
+        saturated += is_saturated.to(tl.int32)
+        underflowed += is_underflowed.to(tl.int32)
+        nan += is_nan.to(tl.int32)
+        amax = tl.maximum(amax, finite)
+        tl.atomic_add(counts_ptr, tl.full([], num_elements, tl.int64))
+    num_saturated = tl.sum(saturated, 0)
+    if num_saturated > 0:
+        tl.atomic_add(counts_ptr + 1, num_saturated.to(tl.int64))
+    num_underflowed = tl.sum(underflowed, 0)
+    if num_underflowed > 0:
+        tl.atomic_add(counts_ptr + 2, num_underflowed.to(tl.int64))
+    num_nan = tl.sum(nan, 0)
+    if num_nan > 0:
+        tl.atomic_add(counts_ptr + 3, num_nan.to(tl.int64))
+    tl.atomic_max(counts_ptr + 4, tl.max(amax, 0).to(tl.int64))
+
+
+@triton.jit
+def _round_bits(
+    bits,
+    offsets,
+    grid_ptr,
+    counter,
+    key_1,
+    COUNTS_ONLY: tl.constexpr,
+    IS_STOCHASTIC: tl.constexpr,
+    FLOAT32_EXPONENTS: tl.constexpr,
+    HAS_GAP: tl.constexpr,
+    HAS_SPECIALS: tl.constexpr,
+    IS_SIGNED: tl.constexpr,
+):
+    """Of the bits of float32: rounded, is saturated, underflowed, NaN, finite magnitude or 0."""
     magnitude = bits & MAGNITUDE
     is_nan = magnitude > INFINITY
-    num_here = tl.minimum(num_elements - tl.program_id(0).to(tl.int64) * BLOCK_SIZE, BLOCK_SIZE)
-    amax = tl.max(tl.where(magnitude < INFINITY, magnitude, 0).to(tl.int32), 0)
-    tl.atomic_add(counts_ptr, num_here.to(tl.int64))
-    tl.atomic_add(counts_ptr + 3, tl.sum(is_nan.to(tl.int32), 0).to(tl.int64))
-    tl.atomic_max(counts_ptr + 4, amax.to(tl.int64))
+    finite = tl.where(magnitude < INFINITY, magnitude, 0).to(tl.int32)
     if COUNTS_ONLY:
-        is_saturated = magnitude == INFINITY
-        tl.atomic_add(counts_ptr + 1, tl.sum(is_saturated.to(tl.int32), 0).to(tl.int64))
-        return
-
+        nothing = magnitude > MAGNITUDE
+        return bits.to(tl.float32, bitcast=True), magnitude == INFINITY, nothing, is_nan, finite
     shift = tl.load(grid_ptr).to(tl.uint32, bitcast=True)
     exponent = tl.load(grid_ptr + 1).to(tl.uint32, bitcast=True)
     max_finite = tl.load(grid_ptr + 2).to(tl.uint32, bitcast=True)
@@ -127,8 +198,6 @@ def _round_elements(
     if not IS_SIGNED:
         is_saturated = is_saturated | is_negative
     is_underflowed = (rounded == 0) & (magnitude > 0)
-    tl.atomic_add(counts_ptr + 1, tl.sum(is_saturated.to(tl.int32), 0).to(tl.int64))
-    tl.atomic_add(counts_ptr + 2, tl.sum(is_underflowed.to(tl.int32), 0).to(tl.int64))
     if HAS_SPECIALS:
         is_infinite = rounded > max_finite
         if IS_STOCHASTIC:
@@ -139,7 +208,7 @@ def _round_elements(
         rounded = tl.minimum(rounded, max_finite)
         sign = tl.where(is_nan, 0, sign)
     result = (rounded | sign).to(tl.uint32).to(tl.float32, bitcast=True)
-    tl.store(numbers_ptr + offsets, result, mask=is_inside)
+    return result, is_saturated, is_underflowed, is_nan, finite
 
 
 @triton.jit

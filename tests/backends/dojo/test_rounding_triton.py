@@ -17,7 +17,7 @@ from fsdtrain_dojo.arithmetic.rounding import NUM_COUNTS, Rounding, make_rounder
 from fsdtrain_dojo.formats import Denormals, find_format
 
 for case in sys.argv[1:]:
-    name, rounding, denormals, specials, bias = case.split()
+    name, rounding, denormals, specials, bias, *size = case.split()
     format = find_format(name).with_denormals(Denormals(denormals))
     if specials == "specials":
         format = format.with_specials(True)
@@ -28,6 +28,8 @@ for case in sys.argv[1:]:
         (2.0 ** (generator.uniform(-20, 20, 2000) + 7 - bias)).astype(np.float32),
         np.array([0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45], np.float32),
     ])
+    if size:  # from the end, so that the special values are in the last block
+        numbers = np.resize(numbers[::-1], int(size[0]))[::-1]
     ours = torch.from_numpy(numbers.copy())
     reference = ours.clone()
     counts = torch.ones(2, NUM_COUNTS, dtype=torch.int64)
@@ -51,6 +53,11 @@ CASES = [
         ("bf16", "gradual - 127"),
     ]
 ] + ["fp32 nearest gradual - 127"]
+# Around the edges of a block and of what all programs take at once: 1,024 numbers, three programs.
+SIZES = (1, 15, 1023, 1024, 1025, 2048, 3071, 3072, 3073, 4096, 7168, 10001)
+CASES += [f"cfloat8_1_4_3 stochastic gradual - 7 {size}" for size in SIZES]
+CASES += [f"cfloat16_uhp nearest gradual - 31 {size}" for size in (1, 1025, 3073)]
+CASES += [f"fp32 nearest gradual - 127 {size}" for size in (1, 1025, 3073)]
 
 
 def test_same_bits_and_counts_as_on_the_cpu() -> None:
