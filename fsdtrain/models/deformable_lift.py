@@ -119,7 +119,7 @@ class DeformableLift(Lift):
         attended_BQE = self.ms_deform_attn(
             value.flatten(5).flatten(1, 3), locations, weights, ((h, w),) * N
         )
-        attended = attended_BQE.unflatten(-1, (self.num_heads, T, -1)).permute(0, 3, 1, 2, 4)
+        attended = torch.unflatten(attended_BQE, -1, (self.num_heads, T, -1)).permute(0, 3, 1, 2, 4)
         lifted_BTQC = self.norm(self.query_QC + self.out(attended.flatten(3)))
         return torch.unflatten(lifted_BTQC, 2, self.grid_shape).permute(0, 1, 4, 2, 3)
 

@@ -41,7 +41,7 @@ def ms_deform_attn(
     dtype = torch.promote_types(value_BSHC.dtype, locations_BQHLP2.dtype)
     grids = (locations_BQHLP2.to(dtype) * 2 - 1).unbind(3)
     weights = weights_BQHLP.to(dtype).unbind(3)
-    maps = value_BSHC.to(dtype).split([h * w for h, w in level_sizes], 1)
+    maps = torch.split(value_BSHC.to(dtype), [h * w for h, w in level_sizes], 1)
     total_NCQ = value_BSHC.new_zeros((B * H, C, Q), dtype=dtype)
     for (h, w), map_BSHC, grid_BQHP2, weights_BQHP in zip(
         level_sizes, maps, grids, weights, strict=True
