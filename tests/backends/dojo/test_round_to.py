@@ -91,16 +91,7 @@ def test_registered_as_pytorch_asks() -> None:
     for layout in (x, x.t(), x[:, ::2]):
         torch.library.opcheck(
             torch.ops.fsdtrain.round_to.default,
-            (
-                layout.detach().requires_grad_(),
-                "cfloat8_1_4_3",
-                "stochastic",
-                7,
-                "gradual",
-                5,
-                6,
-                0,
-            ),
+            (layout.detach().requires_grad_(), *options),
             # Not gradcheck: the gradient is that of the identity.
             test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
