@@ -21,7 +21,9 @@ from fsdtrain.backend import (
     TrainerParts,
 )
 from fsdtrain.ops.table import OpTable
+from fsdtrain.ops.warp_bev import warp_bev
 from fsdtrain.step_profile import Origin, StepProfile
+from fsdtrain_cuda import deterministic
 from fsdtrain_cuda.device import check_devices, find_device
 from fsdtrain_cuda.numerics import set_numerics
 
@@ -133,6 +135,7 @@ class CudaBackend(Backend):
             occupancy_loss=occupancy_loss,
             project_sample=project_sample,
             yuv_to_input=yuv_to_input,
+            warp_bev=deterministic.warp_bev if self.deterministic else warp_bev,
         )
 
     def compile_step(self, step: nn.Module) -> None:

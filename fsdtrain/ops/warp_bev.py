@@ -29,6 +29,28 @@ def warp_bev(
         [B, C, X, Y]: the previous features at the places of the current cells.
     """
     num_x, num_y = bev_BCXY.shape[-2:]
+    row, column = find_places(previous_to_current_B44, (num_x, num_y), min_corner_m, cell_m)
+    warped = F.grid_sample(
+        bev_BCXY.to(row.dtype),  # coordinates never go down to the features' precision
+        torch.stack([column, row], -1),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return warped.to(bev_BCXY.dtype)
+
+
+def find_places(
+    previous_to_current_B44: Tensor,
+    num_cells: tuple[int, int],
+    min_corner_m: tuple[float, float],
+    cell_m: float,
+) -> tuple[Tensor, Tensor]:
+    """Where the current cells were in the previous frame: (along X, along Y), each [B, X, Y].
+
+    As grid_sample takes places: -1 is where the first cell begins, 1 where the last one ends.
+    """
+    num_x, num_y = num_cells
     x_min_m, y_min_m = min_corner_m
     motion = previous_to_current_B44
     x = torch.arange(num_x, device=motion.device, dtype=motion.dtype)
@@ -44,11 +66,4 @@ def warp_bev(
     # The inverse rotation takes current places back to where they were in the previous frame.
     row = (cos * dx + sin * dy - x_min_m) * (2 / (cell_m * num_x)) - 1
     column = (cos * dy - sin * dx - y_min_m) * (2 / (cell_m * num_y)) - 1
-    warped = F.grid_sample(
-        bev_BCXY.to(row.dtype),  # coordinates never go down to the features' precision
-        torch.stack([column, row], -1),
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=False,
-    )
-    return warped.to(bev_BCXY.dtype)
+    return row, column
