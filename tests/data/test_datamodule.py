@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import lightning
 import msgspec
@@ -325,6 +326,7 @@ def test_lightning_resumes_at_any_step_without_a_warning(shards, tmp_path, steps
 def test_rank_and_world_size_come_from_the_trainer(shards):
     class Trainer:
         distributed_sampler_kwargs = {"num_replicas": 3, "rank": 2}
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     module = make_module(shards, batch_size=2)
     module.trainer = Trainer()

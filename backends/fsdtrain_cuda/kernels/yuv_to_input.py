@@ -172,7 +172,7 @@ def _forward(
         yuv, window.contiguous(), chroma_site.contiguous(), to_rgb.contiguous(),
         colour.contiguous(), is_mirrored.contiguous().view(torch.uint8), result,
         yuv.stride(0), yuv.stride(1), num_rows, num_columns, num_rows // 2, num_columns // 2,
-        out_height, out_width, *mean, *std,
+        out_height, out_width, *mean, *(1 / value for value in std),
         LAYOUT=layout, PRODUCT=tl.float32 if is_exact else tl.float16,
         PRECISION="ieee" if is_exact else "tf32",
     )  # fmt: skip

@@ -8,21 +8,28 @@ import triton.language as tl
 
 from fsdtrain_cuda.tuning import tuned
 
-# Filter weights meet bytes in matrix products. Bytes less 128 are exact in half precision, and the
-# weights are divided by their rounded sum: a constant picture stays constant to the last bit.
+# Filter weights meet bytes in matrix products, columns first: along a row the bytes of a product
+# lie side by side. Bytes less 128 are exact in half precision, and the weights are divided by their
+# rounded sum: a constant picture stays constant.
+# Where a window shrinks to a third, 32 columns lie above less than 128 bytes: their weights are
+# made once, and the loop over rows loads blocks without a gap.
+# 128 registers a thread leave room for 16 warps on a processor, with whose loads to wait.
 _CONFIGS = [
     triton.Config(
         {"BLOCK_h": tall, "BLOCK_w": wide, "BLOCK_R": rows, "BLOCK_C": columns},
         num_warps=warps,
         num_stages=stages,
+        maxnreg=registers,
     )
-    for tall, wide, rows, columns, warps, stages in (
-        (32, 64, 32, 64, 4, 3),
-        (32, 32, 32, 128, 4, 3),
-        (16, 64, 32, 64, 4, 3),
-        (16, 32, 32, 64, 4, 4),
-        (32, 64, 64, 64, 4, 2),
-        (64, 64, 32, 64, 8, 3),
+    for tall, wide, rows, columns, warps, stages, registers in (
+        (16, 32, 32, 128, 4, 4, 128),
+        (16, 32, 32, 128, 4, 3, 168),
+        (32, 64, 32, 128, 8, 3, 128),
+        (32, 64, 32, 128, 8, 4, None),
+        (32, 32, 32, 128, 4, 3, None),
+        (64, 32, 32, 128, 8, 3, None),
+        (32, 64, 32, 64, 4, 3, None),
+        (32, 16, 32, 64, 4, 4, 128),
     )
 ]
 
@@ -39,7 +46,40 @@ def weigh(place, centre, inverse_reach, num_places, PRODUCT: tl.constexpr):
 def load_block(pointers, is_inside, PRODUCT: tl.constexpr):
     """Bytes less 128; 0 beyond the plane."""
     block = tl.load(pointers, mask=is_inside, other=128)
-    return (block.to(tl.float32) - 128.0).to(PRODUCT)
+    if PRODUCT == tl.float16:  # noqa: SIM300 - not a constant to Python
+        # 1024 + byte, by its bits: units turn integers into floats at a quarter of the rate.
+        return (block.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
+    return block.to(PRODUCT) - 128.0
+
+
+@triton.jit
+def load_chroma(
+    picture, row_stride, chroma_row, row_R, first_column, num_rows, num_columns,
+    PLANE: tl.constexpr, PRODUCT: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Blocks [R, C] of U and V."""
+    is_row = (row_R < num_rows)[:, None]
+    if PLANE == "nv12":
+        offset_R = (chroma_row + row_R).to(tl.int64) * row_stride
+        byte = 2 * first_column + tl.arange(0, 2 * BLOCK_C)
+        pairs = load_block(
+            picture + offset_R[:, None] + byte[None, :],
+            is_row & (byte < 2 * num_columns)[None, :],
+            PRODUCT,
+        )
+        u, v = tl.split(pairs.reshape(pairs.shape[0], BLOCK_C, 2))
+    else:
+        # Two rows of a plane stand in one packed row; V follows U, maybe in mid-row.
+        column_C = first_column + tl.arange(0, BLOCK_C)
+        is_inside = is_row & (column_C < num_columns)[None, :]
+        u_offset_R = (chroma_row + row_R // 2).to(tl.int64) * row_stride
+        u_offset_R += row_R % 2 * num_columns
+        v_row_R = num_rows + row_R
+        v_offset_R = (chroma_row + v_row_R // 2).to(tl.int64) * row_stride
+        v_offset_R += v_row_R % 2 * num_columns
+        u = load_block(picture + u_offset_R[:, None] + column_C[None, :], is_inside, PRODUCT)
+        v = load_block(picture + v_offset_R[:, None] + column_C[None, :], is_inside, PRODUCT)
+    return u, v
 
 
 @triton.jit
@@ -52,7 +92,7 @@ def resample(
 ):  # fmt: skip
     """A tile [h, w] of the plane "luma", twice, or of both planes of "i420" or "nv12" chroma.
 
-    tile = (weights_hR block_RC / sums_h) weights_Cw / sums_w, over the blocks within reach.
+    tile = sum over blocks within reach of weights_hR (block_RC weights_Cw / sums_w), / sums_h.
     `num_rows` and `num_columns` are those of the plane, `chroma_row` is where chroma begins.
     """
     reach_h, reach_w = tl.maximum(step_h, 1.0), tl.maximum(step_w, 1.0)
@@ -63,65 +103,44 @@ def resample(
     low_column = low_column // 16 * 16  # 16 bytes a thread in one load
     high_column = tl.minimum(tl.floor(last_centre_w + reach_w).to(tl.int32) + 1, num_columns)
 
-    sum_h = tl.zeros((BLOCK_h,), tl.float32)
-    for first_row in range(low_row, high_row, BLOCK_R):
-        row_R = first_row + tl.arange(0, BLOCK_R)
-        weight_hR = weigh(row_R[None, :], centre_h[:, None], inverse_h, num_rows, PRODUCT)
-        sum_h += tl.sum(weight_hR.to(tl.float32), 1)
-
     sum_w = tl.zeros((BLOCK_w,), tl.float32)
+    for first_column in range(low_column, high_column, BLOCK_C):
+        column_C = first_column + tl.arange(0, BLOCK_C)
+        weight_Cw = weigh(column_C[:, None], centre_w[None, :], inverse_w, num_columns, PRODUCT)
+        sum_w += tl.sum(weight_Cw.to(tl.float32), 0)
+    inverse_sum_w = 1.0 / sum_w[None, :]
+
+    total_hR = tl.zeros((BLOCK_h, BLOCK_R), tl.float32)
     tile = tl.zeros((BLOCK_h, BLOCK_w), tl.float32)
     other_tile = tl.zeros((BLOCK_h, BLOCK_w), tl.float32)
     for first_column in range(low_column, high_column, BLOCK_C):
         first_column = tl.multiple_of(first_column, 16)
         column_C = first_column + tl.arange(0, BLOCK_C)
-        strip = tl.zeros((BLOCK_h, BLOCK_C), tl.float32)
-        other_strip = tl.zeros((BLOCK_h, BLOCK_C), tl.float32)
+        weight_Cw = weigh(column_C[:, None], centre_w[None, :], inverse_w, num_columns, PRODUCT)
+        total_hR = tl.zeros((BLOCK_h, BLOCK_R), tl.float32)
         for first_row in range(low_row, high_row, BLOCK_R):
             row_R = first_row + tl.arange(0, BLOCK_R)
             weight_hR = weigh(row_R[None, :], centre_h[:, None], inverse_h, num_rows, PRODUCT)
-            is_row = (row_R < num_rows)[:, None]
-            is_inside = is_row & (column_C < num_columns)[None, :]
+            total_hR += weight_hR.to(tl.float32)
             if PLANE == "luma":
+                is_inside = (row_R < num_rows)[:, None] & (column_C < num_columns)[None, :]
                 offset_R = row_R.to(tl.int64) * row_stride
                 block = load_block(
                     picture + offset_R[:, None] + column_C[None, :], is_inside, PRODUCT
                 )
-                strip = tl.dot(weight_hR, block, strip, input_precision=PRECISION)
-            elif PLANE == "nv12":
-                offset_R = (chroma_row + row_R).to(tl.int64) * row_stride
-                byte = 2 * first_column + tl.arange(0, 2 * BLOCK_C)
-                pairs = load_block(
-                    picture + offset_R[:, None] + byte[None, :],
-                    is_row & (byte < 2 * num_columns)[None, :],
-                    PRODUCT,
-                )
-                block, other_block = tl.split(pairs.reshape(BLOCK_R, BLOCK_C, 2))
-                strip = tl.dot(weight_hR, block, strip, input_precision=PRECISION)
-                other_strip = tl.dot(weight_hR, other_block, other_strip, input_precision=PRECISION)
             else:
-                # Two rows of a plane stand in one packed row; V follows U, maybe in mid-row.
-                v_row_R = num_rows + row_R
-                offset_R = (chroma_row + row_R // 2).to(tl.int64) * row_stride
-                offset_R += row_R % 2 * num_columns
-                v_offset_R = (chroma_row + v_row_R // 2).to(tl.int64) * row_stride
-                v_offset_R += v_row_R % 2 * num_columns
-                block = load_block(
-                    picture + offset_R[:, None] + column_C[None, :], is_inside, PRODUCT
-                )
-                other_block = load_block(
-                    picture + v_offset_R[:, None] + column_C[None, :], is_inside, PRODUCT
-                )
-                strip = tl.dot(weight_hR, block, strip, input_precision=PRECISION)
-                other_strip = tl.dot(weight_hR, other_block, other_strip, input_precision=PRECISION)
-        weight_Cw = weigh(column_C[:, None], centre_w[None, :], inverse_w, num_columns, PRODUCT)
-        sum_w += tl.sum(weight_Cw.to(tl.float32), 0)
-        strip = (strip / sum_h[:, None]).to(PRODUCT)
-        tile = tl.dot(strip, weight_Cw, tile, input_precision=PRECISION)
-        if PLANE != "luma":
-            other_strip = (other_strip / sum_h[:, None]).to(PRODUCT)
-            other_tile = tl.dot(other_strip, weight_Cw, other_tile, input_precision=PRECISION)
-    return tile / sum_w[None, :] + 128.0, other_tile / sum_w[None, :] + 128.0
+                block, other_block = load_chroma(
+                    picture, row_stride, chroma_row, row_R, first_column, num_rows, num_columns,
+                    PLANE, PRODUCT, BLOCK_C,
+                )  # fmt: skip
+                other_Rw = tl.dot(other_block, weight_Cw, input_precision=PRECISION)
+                other_Rw = (other_Rw * inverse_sum_w).to(PRODUCT)
+                other_tile = tl.dot(weight_hR, other_Rw, other_tile, input_precision=PRECISION)
+            strip_Rw = tl.dot(block, weight_Cw, input_precision=PRECISION)
+            strip_Rw = (strip_Rw * inverse_sum_w).to(PRODUCT)
+            tile = tl.dot(weight_hR, strip_Rw, tile, input_precision=PRECISION)
+    inverse_sum_h = 1.0 / tl.sum(total_hR, 1)[:, None]
+    return tile * inverse_sum_h + 128.0, other_tile * inverse_sum_h + 128.0
 
 
 @triton.jit
@@ -136,14 +155,15 @@ def change(row, first, second, third):
 def sample(
     yuv, windows, sites, to_rgb, colours, mirrors, result,
     picture_stride, row_stride, num_rows, num_columns, half_rows, half_columns, h, w,
-    mean_r, mean_g, mean_b, std_r, std_g, std_b,
+    mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
     LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_h: tl.constexpr, BLOCK_w: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A tile [h, w] of one picture's result, from one reading of what lies below it.
 
     yuv [K, R, W] bytes; windows [K, 4], sites [K, 2], to_rgb [K, 3, 4], colours [K, 3, 4] float32;
-    mirrors [K] bytes; result [K, h, w, 3]. Formula: fsdtrain/ops/yuv_to_input.py.
+    mirrors [K] bytes; scales are 1 / std; result [K, h, w, 3]. The formula is that of
+    fsdtrain/ops/yuv_to_input.py.
     """
     tiles_w, tiles_h = tl.cdiv(w, BLOCK_w), tl.cdiv(h, BLOCK_h)
     program = tl.program_id(0)
@@ -182,7 +202,7 @@ def sample(
         0.5 * first_centre_h + down, 0.5 * last_centre_h + down,
         0.5 * centre_w + right, 0.5 * step_w,
         0.5 * first_centre_w + right, 0.5 * last_centre_w + right,
-        LAYOUT, PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C,
+        LAYOUT, PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C // 2,
     )  # fmt: skip
 
     to_rgb += k * 12
@@ -192,9 +212,9 @@ def sample(
         change(to_rgb + 4, luma, u, v),
         change(to_rgb + 8, luma, u, v),
     )
-    red = (change(colours, r, g, b) - mean_r) / std_r
-    green = (change(colours + 4, r, g, b) - mean_g) / std_g
-    blue = (change(colours + 8, r, g, b) - mean_b) / std_b
+    red = (change(colours, r, g, b) - mean_r) * scale_r
+    green = (change(colours + 4, r, g, b) - mean_g) * scale_g
+    blue = (change(colours + 8, r, g, b) - mean_b) * scale_b
     pixel = result + k * h * w * 3 + (row_h[:, None] * w + column_w[None, :]) * 3
     is_inside = (row_h < h)[:, None] & (column_w < w)[None, :]
     tl.store(pixel, red.to(result.dtype.element_ty), mask=is_inside)
