@@ -28,7 +28,8 @@ def boxes_by_place(boxes: Boxes) -> tuple[Ints, Ints]:
 
 def lengths(boxes: Ints) -> Ints:
     """Points along every dimension."""
-    return np.maximum(boxes[:, :, 1] - boxes[:, :, 0], 0)
+    found: Ints = np.maximum(boxes[:, :, 1] - boxes[:, :, 0], 0)
+    return found
 
 
 def volumes(boxes: Ints) -> Ints:
@@ -112,7 +113,8 @@ def positions_in(held: Ints, starts: Ints, boxes: Ints) -> Ints:
     """
     shape = lengths(boxes[:1])[0]
     strides = strides_of(held)
-    found = (starts + ((boxes[:, :, 0] - held[:, :, 0]) * strides).sum(axis=1))[:, None]
+    shifts = ((boxes[:, :, 0] - held[:, :, 0]) * strides).sum(axis=1)
+    found: Ints = (starts + shifts)[:, None]
     if ((strides == strides_of(boxes[:1])) | (shape == 1)).all():  # in one run
         steps: Ints = found + np.arange(shape.prod())
         return steps

@@ -69,7 +69,7 @@ class Pieces:
         """Whether each box lies in its piece."""
         own = self.boxes[pieces]
         inside = (own[:, :, 0] <= boxes[:, :, 0]) & (boxes[:, :, 1] <= own[:, :, 1])
-        return inside.all(axis=1)
+        return np.asarray(inside.all(axis=1))
 
     def positions(self, pieces: Ints, boxes: Ints) -> Ints:
         """Where boxes of one shape lie in `elements`, one in each of these pieces: [box, element].

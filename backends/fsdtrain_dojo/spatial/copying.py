@@ -74,7 +74,7 @@ class _Meeting:
             inside &= (first <= begin) & (stop <= end)
             meets &= np.maximum(first, begin) < np.minimum(end, stop)
         self._inside = inside
-        self._meets = meets & ~inside.any(axis=1)[:, None]
+        self._meets = meets & ~inside.any(axis=1, keepdims=True)
 
     def fill_from_one(self, where: Ints, starts: Ints) -> None:
         """Where the elements of those come from that one piece has all of."""

@@ -49,7 +49,8 @@ class Together(TorchFunctionMode):
             given, named = tree_unflatten(filled, structure)
             return func(*given, **named)
 
-        return _NodeByNode.apply(call, *(leaves[place] for place in places))
+        tensors = [leaves[place] for place in places]
+        return _NodeByNode.apply(call, *tensors)  # type: ignore[no-untyped-call]  # PyTorch's
 
 
 class _NodeByNode(torch.autograd.Function):

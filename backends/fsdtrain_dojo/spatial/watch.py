@@ -24,7 +24,7 @@ _BY_INDEX = frozenset({"aten::index", "aten::index_put", "aten::index_put_"})
 _WAYS_OUT = frozenset({"numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "__dlpack__"})
 
 
-class Ops(TorchDispatchMode):
+class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's
     """Whether vmap has a rule for every op that is called.
 
     Args:
@@ -32,7 +32,7 @@ class Ops(TorchDispatchMode):
     """
 
     def __init__(self, local: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
         self.have_rules = True
         self.is_within_sum = False
         self._local: dict[int, Tensor] = {}  # and what was made of them; kept alive
@@ -84,4 +84,5 @@ def _has_rule(func: OpOverload, given: Sequence[Tensor]) -> bool:
     if func is torch.ops.aten.lift_fresh.default:  # of a new tensor, the same for all
         return True
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return any(has_kernel(func.name(), rule) for rule in _RULES)
+    overload = func.name()  # type: ignore[no-untyped-call]  # PyTorch's
+    return any(has_kernel(overload, rule) for rule in _RULES)

@@ -389,9 +389,7 @@ def test_copies_that_differ_are_noticed():
     everywhere = divided(is_everywhere=True)
     program = place_program(graph, (2, 3), [everywhere], {"y": everywhere})
     with pytest.raises(AssertionError, match="another copy"):
-        execute(
-            program, random_tensors(graph), stores={"y": lambda piece: piece.add_(next(calls))}
-        )
+        execute(program, random_tensors(graph), stores={"y": lambda piece: piece.add_(next(calls))})
 
 
 def test_windows_beside_the_value_are_empty():
