@@ -149,7 +149,8 @@ def _focal(
         is_element = element < num_elements
         is_valid = tl.load(valid_ptr + element, mask=is_element, other=0) != 0
         is_true = tl.load(target_ptr + element, mask=is_element, other=0) != 0
-        logit = tl.load(logits_ptr + element, mask=is_valid, other=0.0).to(accumulate)
+        logit = tl.load(logits_ptr + element, mask=is_element, other=0.0).to(accumulate)
+        logit = tl.where(is_valid, logit, 0.0)  # not the load's mask: that keeps it narrow
         sign = tl.where(is_true, 1.0, -1.0).to(accumulate)
         towards = logit * sign
         small = tl.exp(-tl.abs(towards))

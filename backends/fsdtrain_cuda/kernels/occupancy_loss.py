@@ -99,14 +99,18 @@ def _forward(
     if logits.numel() == 0:
         zero = empty_parts(logits, 0).new_zeros(())
         return zero, gradient.view(logits.shape) if needs_gradient else gradient, zero.clone()
-    block_k = triton.next_power_of_2(K)
-    block_m = max(1, min(128, 2048 // block_k))  # 16 values a thread, in registers
+    block_k = max(4, triton.next_power_of_2(K))
+    block_m = max(1, min(128, 4096 // block_k))
+    strides = logits_BMK.stride()
+    gradient_strides = gradient.stride() if needs_gradient else (0, 0, 0)
     num_programs = min(triton.cdiv(M, block_m), max(1, MAX_PARTS // B))
     parts = empty_parts(logits, num_programs * B)
     _cross_entropy[num_programs, B](
         logits_BMK, target.contiguous(), valid.contiguous().view(torch.uint8),
         weights.to(parts.dtype).contiguous(), gradient, parts,
-        M, *logits_BMK.stride(), *(gradient.stride() if needs_gradient else (0, 0, 0)),
+        M, strides[0], gradient_strides[0],
+        STRIDE_M=strides[1], STRIDE_K=strides[2],
+        GRADIENT_STRIDE_M=gradient_strides[1], GRADIENT_STRIDE_K=gradient_strides[2],
         K=K, NEEDS_GRADIENT=needs_gradient, BLOCK_K=block_k, BLOCK_M=block_m,
     )  # fmt: skip
     loss, scale = add_parts(parts)
@@ -146,7 +150,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 @tuned(
-    configs=[triton.Config({}, num_warps=num_warps) for num_warps in (4, 8, 2, 16)],
+    configs=[triton.Config({}, num_warps=num_warps) for num_warps in (4, 8, 2)],
     key=["K", "M"],
 )
 @triton.jit
@@ -159,11 +163,11 @@ def _cross_entropy(
     parts_ptr,
     M,
     stride_b,
-    stride_m,
-    stride_k,
     gradient_stride_b,
-    gradient_stride_m,
-    gradient_stride_k,
+    STRIDE_M: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    GRADIENT_STRIDE_M: tl.constexpr,
+    GRADIENT_STRIDE_K: tl.constexpr,
     K: tl.constexpr,
     NEEDS_GRADIENT: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -173,14 +177,16 @@ def _cross_entropy(
 
     logits [B, M, K], any strides; target int64 and valid uint8 [B, M]; weights [K] ->
     gradient [B, M, K] = weight (softmax - one hot), any strides; parts [2, programs], in their
-    dtype. What is invalid is not read.
+    dtype. What is invalid is not read. Strides are constants, so that the compiler sees which
+    loads may be wide.
     """
     accumulate = parts_ptr.dtype.element_ty
     clip = tl.program_id(1).to(tl.int64)
     class_K = tl.arange(0, BLOCK_K)
     is_class = (class_K < K)[None, :]
-    logits_ptr += clip * stride_b + class_K.to(tl.int64)[None, :] * stride_k
-    gradient_ptr += clip * gradient_stride_b + class_K.to(tl.int64)[None, :] * gradient_stride_k
+    quad = tl.arange(0, BLOCK_K // 4)[None, :] * 4
+    logits_ptr += clip * stride_b
+    gradient_ptr += clip * gradient_stride_b
     losses = tl.zeros([BLOCK_M], accumulate)
     weight_sums = tl.zeros([BLOCK_M], accumulate)
     step = tl.num_programs(0).to(tl.int64) * BLOCK_M
@@ -192,25 +198,64 @@ def _cross_entropy(
         is_known = (target >= 0) & (target < K)
         weight = tl.load(weights_ptr + target, mask=is_valid & is_known, other=0.0)
         weight = tl.where(is_known, weight, float("nan"))
-        rows = logits_ptr + voxel[:, None] * stride_m
-        logits = tl.load(rows, mask=is_valid[:, None] & is_class, other=0.0).to(accumulate)
-        logits = tl.where(is_class, logits, float("-inf"))
-        peak = tl.max(logits, 1)
-        exponentials = tl.exp(logits - peak[:, None])
-        total = tl.sum(exponentials, 1)
-        is_target = class_K[None, :] == target[:, None]
-        of_target = tl.sum(tl.where(is_target, logits - peak[:, None], 0.0), 1)
-        losses += tl.where(is_valid, weight * (tl.log(total) - of_target), 0.0)
+        place = voxel * STRIDE_M + target * STRIDE_K
+        of_target = tl.load(logits_ptr + place, mask=is_valid & is_known, other=0.0).to(accumulate)
+        logits = tl.load(
+            logits_ptr + voxel[:, None] * STRIDE_M + class_K[None, :] * STRIDE_K,
+            mask=is_valid[:, None] & is_class,
+            other=0.0,
+        )
+        a, b, c, d = _quarters(logits)
+        a = tl.where(quad < K, a.to(accumulate), float("-inf"))
+        b = tl.where(quad + 1 < K, b.to(accumulate), float("-inf"))
+        c = tl.where(quad + 2 < K, c.to(accumulate), float("-inf"))
+        d = tl.where(quad + 3 < K, d.to(accumulate), float("-inf"))
+        peak = tl.max(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), 1)
+        a = tl.exp(a - peak[:, None])
+        b = tl.exp(b - peak[:, None])
+        c = tl.exp(c - peak[:, None])
+        d = tl.exp(d - peak[:, None])
+        total = tl.sum((a + b) + (c + d), 1)
+        losses += tl.where(is_valid, weight * (tl.log(total) + (peak - of_target)), 0.0)
         weight_sums += tl.where(is_valid, weight, 0.0)
         if NEEDS_GRADIENT:
-            share = weight / total
-            gradient = share[:, None] * exponentials - tl.where(is_target, weight[:, None], 0.0)
+            narrow = gradient_ptr.dtype.element_ty
+            share = (weight / total)[:, None]
+            a = a * share - tl.where(target[:, None] == quad, weight[:, None], 0.0)
+            b = b * share - tl.where(target[:, None] == quad + 1, weight[:, None], 0.0)
+            c = c * share - tl.where(target[:, None] == quad + 2, weight[:, None], 0.0)
+            d = d * share - tl.where(target[:, None] == quad + 3, weight[:, None], 0.0)
             tl.store(
-                gradient_ptr + voxel[:, None] * gradient_stride_m,
-                gradient.to(gradient_ptr.dtype.element_ty),
+                gradient_ptr
+                + voxel[:, None] * GRADIENT_STRIDE_M
+                + class_K[None, :] * GRADIENT_STRIDE_K,
+                _whole(a.to(narrow), b.to(narrow), c.to(narrow), d.to(narrow)),
                 mask=is_voxel[:, None] & is_class,
             )
     part = clip * tl.num_programs(0) + tl.program_id(0)
     num_parts = tl.num_programs(0) * tl.num_programs(1)
     tl.store(parts_ptr + part, tl.sum(losses, 0))
     tl.store(parts_ptr + num_parts + part, tl.sum(weight_sums, 0))
+
+
+@triton.jit
+def _quarters(tile):
+    """[M, 4 Q] -> four of [M, Q]: classes 4 q, 4 q + 1, 4 q + 2, 4 q + 3.
+
+    As loaded, the classes of a voxel lie in neighbouring threads, and each sum over them costs
+    shuffles; so split, a thread holds four of them.
+    """
+    M: tl.constexpr = tile.shape[0]
+    Q: tl.constexpr = tile.shape[1] // 4
+    even, odd = tl.split(tl.reshape(tile, [M, Q, 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return a, b, c, d
+
+
+@triton.jit
+def _whole(a, b, c, d):
+    """The inverse of `_quarters`."""
+    M: tl.constexpr = a.shape[0]
+    K: tl.constexpr = a.shape[1] * 4
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [M, K])
