@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch.autograd.profiler_util import FunctionEvent
 
-from fsdtrain.op_traffic import describe_shapes
+from fsdtrain.op_work import CallWork, describe_shapes
 from fsdtrain.step_profile import PHASES, OpProfile, Phase, TimelineEvent
 
 PHASE_RANGE = "fsdtrain phase: "
@@ -35,7 +35,7 @@ def collect_ops(
     *,
     dtype: str,
     on_cuda: bool,
-    traffic: Mapping[tuple[str, str], int],
+    work: Mapping[tuple[str, str], CallWork],
 ) -> tuple[OpProfile, ...]:
     """Calls of one op with equal shapes in one phase and layer together, the slowest first.
 
@@ -47,7 +47,7 @@ def collect_ops(
         ranges: of its phases.
         dtype: what the ops compute in.
         on_cuda: whether kernels are timed, or what the host does.
-        traffic: bytes of one call by name and shapes of an op.
+        work: of one call by name and shapes of an op.
     """
     alike: dict[tuple[str, str, Phase, str | None], list[FunctionEvent]] = defaultdict(list)
     layers = _layers_by_sequence(events)
@@ -56,12 +56,16 @@ def collect_ops(
     for event in events:
         if event.flops:
             # Counted at the outermost call, which leaves the work to another.
-            flops[_worker(event, on_cuda=on_cuda).id] += event.flops
+            worker = _worker(event, on_cuda=on_cuda)
+            flops[worker.id] = max(flops[worker.id], event.flops)
         if not _is_op(event):
             continue
-        bytes_of_call = traffic.get(_kind(event))
-        if bytes_of_call is not None and not any(_kind(each) in traffic for each in _ops(event)):
-            num_bytes[_worker(event, on_cuda=on_cuda).id] += bytes_of_call
+        call = work.get(_kind(event))
+        if call is not None and not any(_kind(each) in work for each in _ops(event)):
+            worker = _worker(event, on_cuda=on_cuda)
+            # The profiler has formulas of its own, for fewer ops.
+            flops[worker.id] = max(flops[worker.id], call.flops)
+            num_bytes[worker.id] += call.num_bytes
         # By time, not by the caller: on a GPU, autograd calls from a thread of its own.
         phase = _phase_at(event, ranges)
         alike[*_kind(event), phase, _layer_of(event, layers)].append(event)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.hooks import RemovableHandle
 
-from fsdtrain.op_traffic import TrafficCounter
+from fsdtrain.op_work import CallWork, WorkCounter
 from fsdtrain.profiled_events import (
     LAYER_RANGE,
     PHASE_RANGE,
@@ -84,7 +84,7 @@ def profile_with_torch(
     times_s, memory = _time_on_gpu(step_once) if on_cuda else _time_on_cpu(step_once)
     with _named_layers(step) if is_eager else nullcontext():
         events = _record(partial(step_once, synchronizes=on_cuda), on_cuda=on_cuda)
-    flops, traffic = _count(step_once) if is_eager else (None, {})
+    flops, work = _count(step_once) if is_eager else (None, {})
     if on_cuda:
         told = f"{len(times_s)} steps one after the other, by CUDA's events: "
         notes = (*notes, told + f"{1e3 * min(times_s):.2f} to {1e3 * max(times_s):.2f} ms")
@@ -95,7 +95,7 @@ def profile_with_torch(
         device=device,
         origin="MEASURED",
         step_time_s=median(times_s),
-        ops=collect_ops(events, ranges, dtype=dtype, on_cuda=on_cuda, traffic=traffic),
+        ops=collect_ops(events, ranges, dtype=dtype, on_cuda=on_cuda, work=work),
         flops=flops,
         memory=memory,
         busy_s={"GPU": busy_seconds(timeline, "GPU")} if on_cuda else {},
@@ -145,14 +145,16 @@ def _record(step_once: Callable[[], None], *, on_cuda: bool) -> list[FunctionEve
     return events
 
 
-def _count(step_once: Callable[[], None]) -> tuple[float | None, Mapping[tuple[str, str], int]]:
-    """FLOPs of a step, and the bytes of each kind of call."""
+def _count(
+    step_once: Callable[[], None],
+) -> tuple[float | None, Mapping[tuple[str, str], CallWork]]:
+    """FLOPs of a step, and the work of each kind of call."""
     # It brings triton where that is installed, and importing a backend is cheap.
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-    with FlopCounterMode(display=False) as counter, TrafficCounter() as traffic:
+    with FlopCounterMode(display=False) as counter, WorkCounter(flop_registry) as counted:
         step_once()
-    return float(counter.get_total_flops()) or None, traffic.num_bytes
+    return float(counter.get_total_flops()) or None, counted.work
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
+from fsdtrain.op_work import CallWork
 from fsdtrain.profiled_events import (
     LAYER_RANGE,
     PHASE_RANGE,
@@ -90,11 +91,13 @@ def step() -> list[FunctionEvent]:
     return found.events
 
 
-TRAFFIC = {
-    ("aten::convolution", "1x3x8x8, 4x3x3x3"): 2000,
+WORK = {
+    # The profiler has counted the same FLOPs.
+    ("aten::convolution", "1x3x8x8, 4x3x3x3"): CallWork(flops=1000, num_bytes=2000),
     # Below another one that has been counted.
-    ("aten::cudnn_convolution", "1x3x8x8, 4x3x3x3"): 7,
-    ("fsdtrain::bev_pool", "2x8"): 64,
+    ("aten::cudnn_convolution", "1x3x8x8, 4x3x3x3"): CallWork(flops=7, num_bytes=7),
+    ("fsdtrain::bev_pool", "2x8"): CallWork(flops=0, num_bytes=64),
+    ("aten::_fused_adamw_", ""): CallWork(flops=50, num_bytes=0),
 }
 
 
@@ -103,7 +106,7 @@ def test_kernels_go_to_the_ops_that_launched_them_or_stand_for_themselves(
 ) -> None:
     ranges = phase_ranges(step)
     assert ranges["backward"] == (100, 200), "by the host's clock"
-    ops = collect_ops(step, ranges, dtype="bf16", on_cuda=True, traffic=TRAFFIC)
+    ops = collect_ops(step, ranges, dtype="bf16", on_cuda=True, work=WORK)
     times = [(op.name, op.phase, pytest.approx(1e6 * op.time_s)) for op in ops if op.time_s]
     assert times == [
         ("triton_poi_fused", "backward", 30),
@@ -117,8 +120,10 @@ def test_kernels_go_to_the_ops_that_launched_them_or_stand_for_themselves(
 
 
 def test_work_and_bytes_go_to_the_op_that_does_it(step: list[FunctionEvent]) -> None:
-    ops = collect_ops(step, phase_ranges(step), dtype="bf16", on_cuda=True, traffic=TRAFFIC)
-    assert {op.name: op.flops for op in ops if op.flops} == {"aten::cudnn_convolution": 1000}
+    ops = collect_ops(step, phase_ranges(step), dtype="bf16", on_cuda=True, work=WORK)
+    assert {op.name: op.flops for op in ops if op.flops} == {
+        "aten::cudnn_convolution": 1000, "aten::_fused_adamw_": 50,
+    }  # fmt: skip
     assert {op.name: op.num_bytes for op in ops if op.num_bytes} == {
         "aten::cudnn_convolution": 2000, "fsdtrain::bev_pool": 64,
     }  # fmt: skip

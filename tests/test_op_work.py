@@ -1,12 +1,13 @@
-"""Bytes of ops, counted by hand."""
+"""Bytes and FLOPs of ops, counted by hand."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry
 
-from fsdtrain.op_traffic import TrafficCounter, describe_shapes
+from fsdtrain.op_work import WorkCounter, describe_shapes
 
 A, B = torch.ones(4, 16), torch.ones(16, 32)
 HALF = torch.ones(3, 5, dtype=torch.bfloat16)
@@ -31,9 +32,9 @@ HALF = torch.ones(3, 5, dtype=torch.bfloat16)
 def test_inputs_and_outputs_count_once(
     run: Callable[[], Tensor], name: str, shapes: str, num_bytes: int
 ) -> None:
-    with TrafficCounter() as counter:
+    with WorkCounter(flop_registry) as counter:
         run()
-    assert counter.num_bytes[name, shapes] == num_bytes
+    assert counter.work[name, shapes].num_bytes == num_bytes
 
 
 def test_the_backward_pass_and_custom_ops_are_counted() -> None:
@@ -43,10 +44,24 @@ def test_the_backward_pass_and_custom_ops_are_counted() -> None:
 
     twice.register_autograd(lambda context, gradient: twice(gradient))
     value = torch.ones(6, requires_grad=True)
-    with TrafficCounter() as counter:
+    with WorkCounter(flop_registry) as counter:
         twice(value).sum().backward()
     # Forward 6 and 6; backward the gradient is one number, expanded, and 6 are written.
-    assert counter.num_bytes["fsdtrain_testing::twice", "6"] == (4 * 12 + 4 * 7) / 2
+    assert counter.work["fsdtrain_testing::twice", "6"].num_bytes == (4 * 12 + 4 * 7) / 2
+
+
+def test_flops_of_products_and_convolutions_both_ways() -> None:
+    images, weight = torch.ones(2, 3, 8, 8), torch.ones(4, 3, 3, 3, requires_grad=True)
+    with WorkCounter(flop_registry) as counter:
+        A @ B
+        torch.conv2d(images, weight).sum().backward()
+    flops = {name: work.flops for (name, _), work in counter.work.items() if work.flops}
+    forward = 2 * 2 * 4 * 6 * 6 * 3 * 3 * 3
+    # The pictures have no gradient.
+    assert flops == {
+        "aten::mm": 2 * 4 * 16 * 32, "aten::convolution": forward,
+        "aten::convolution_backward": forward,
+    }  # fmt: skip
 
 
 def test_shapes_are_those_of_tensors_that_have_some() -> None:

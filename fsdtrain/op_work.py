@@ -1,12 +1,14 @@
-"""How many bytes the tensors of each op hold: an estimate of what it must read and write.
+"""How much each op has to do: its FLOPs, and what its tensors hold in bytes.
 
-Of every call that reaches ATen or a custom op, its inputs and outputs count once. It knows no
-clock.
+The bytes are an estimate of what must be read and written: inputs and outputs count once. Of every
+call that reaches ATen or a custom op. It knows no clock.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,16 +23,28 @@ ALLOCATING = frozenset(
 )
 
 
-class TrafficCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Sums up the calls made while it is entered.
+@dataclass(frozen=True, kw_only=True)
+class CallWork:
+    """Of one call; `flops` is 0 where nobody knows a formula."""
 
-    `num_bytes[name, shapes]` is of one call of the op with tensors of these shapes, as
-    `describe_shapes` words them; the mean, where calls differ in their types.
+    flops: int
+    num_bytes: int
+
+
+class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Counts the calls made while it is entered.
+
+    `work[name, shapes]` is of one call of the op with tensors of these shapes, as `describe_shapes`
+    words them; the mean, where calls differ otherwise.
+
+    Args:
+        flop_formulas: torch's, of a call's arguments and its result, by op.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, flop_formulas: Mapping[Any, Callable[..., int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self._found: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._formulas = flop_formulas
+        self._found: dict[tuple[str, str], list[CallWork]] = defaultdict(list)
 
     def __torch_dispatch__(
         self,
@@ -44,12 +58,21 @@ class TrafficCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
         if isinstance(func, torch._ops.OpOverload):
             name = func._schema.name
             shapes = describe_shapes(each.shape for each in args if isinstance(each, Tensor))
-            self._found[name, shapes].append(_traffic(func, args, kwargs, result))
+            formula = self._formulas.get(func.overloadpacket)
+            flops = 0 if formula is None else formula(*args, **kwargs, out_val=result)
+            num_bytes = _traffic(func, args, kwargs, result)
+            self._found[name, shapes].append(CallWork(flops=flops, num_bytes=num_bytes))
         return result
 
     @property
-    def num_bytes(self) -> dict[tuple[str, str], int]:
-        return {key: round(sum(calls) / len(calls)) for key, calls in self._found.items()}
+    def work(self) -> dict[tuple[str, str], CallWork]:
+        return {
+            key: CallWork(
+                flops=round(mean(call.flops for call in calls)),
+                num_bytes=round(mean(call.num_bytes for call in calls)),
+            )
+            for key, calls in self._found.items()
+        }
 
 
 def describe_shapes(shapes: Any) -> str:
