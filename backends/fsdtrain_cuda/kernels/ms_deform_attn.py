@@ -156,7 +156,8 @@ def attend(
     for level in range(len(LEVEL_SIZES) // 2):
         rows, columns = size_of(level, LEVEL_SIZES)
         of_all = weights_ptr + weights[:, None] + point[None, :] * weight_strides[4]
-        any_weight = tl.max((tl.load(of_all, mask=is_point, other=0.0) != 0).to(tl.int32))
+        weight_of_all = tl.load(of_all, mask=is_point, other=0.0).to(SUM_DTYPE)
+        any_weight = tl.max((weight_of_all != 0).to(tl.int32))
         if any_weight > 0:
             for p in range(NUM_POINTS):
                 weight = tl.load(weights_ptr + weights + p * weight_strides[4], mask=is_query)

@@ -102,7 +102,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "cameras": {
         "B": 1, "Q": 6, "H": 2, "P": 1, "C": 8, "level_sizes": EIGHT_CAMERAS, "zero_share": 0.9,
     },
-    "one cell": {"B": 1, "Q": 600, "H": 1, "P": 1, "C": 3, "level_sizes": ((1, 1),)},
+    "crowded": {"B": 1, "Q": 4000, "H": 1, "P": 1, "C": 2, "level_sizes": ((1, 1),)},
 }  # fmt: skip
 
 
@@ -197,17 +197,21 @@ def test_empty_inputs(device: str, is_deterministic: bool, empty: str) -> None:
         assert not found.any()
 
 
-def test_a_sample_of_weight_0_is_not_read(device: str, is_deterministic: bool) -> None:
+@pytest.mark.parametrize("num_queries", [4, 9], ids=["some", "all"])
+def test_a_sample_of_weight_0_is_not_read(
+    device: str, is_deterministic: bool, num_queries: int
+) -> None:
     value, locations, weights = random_call(device, zero_share=0.0)
-    # The second map is full of NaN, and no query gives it a weight.
+    # The second map is full of NaN, to which the first queries give no weight.
     value[:, 4 * 6 :] = torch.nan
-    weights[..., 1, :] = 0.0
+    weights[:, :num_queries, :, 1] = 0.0
     out, grad_value, grad_locations, _ = run(
         kernels.ms_deform_attn, (value, locations, weights), ((4, 6), (2, 3))
     )
-    assert out.isfinite().all()
+    assert out[:, :num_queries].isfinite().all()
+    assert out[:, num_queries:].isnan().any(-1).all()
     assert grad_value.isfinite().all()
-    assert not grad_value[:, 4 * 6 :].any()
+    assert grad_value[:, 4 * 6 :].any() == (num_queries < 9)
     assert grad_locations[:, :, :, 0].isfinite().all()
 
 
@@ -223,21 +227,24 @@ def test_no_location_reads_beyond_the_maps(
     assert all(each.isfinite().all() for each in (out, *grads))
 
 
-def test_offsets_beyond_32_bits(device: str, is_deterministic: bool) -> None:
-    """Two clips far apart in one storage, of which only the parts in use are ever touched."""
+@pytest.mark.parametrize(
+    ("B", "strides"),
+    [(3, (2**30 + 16, 3, 3, 1)), (1, (0, 2**30 + 16, 3, 1))],
+    ids=["clips", "places"],
+)
+def test_offsets_beyond_32_bits(device: str, B: int, strides: tuple[int, ...]) -> None:
+    """Values far apart in one storage, of which only the parts in use are ever touched."""
     level_sizes = ((2, 2),)
-    step = 2**31 + 16
-    storage = torch.empty(step + 12, dtype=torch.float16, device=device)
-    value = storage.as_strided((2, 4, 1, 3), (step, 3, 3, 1))
     filled, locations, weights = random_call(
-        device, Q=3, H=1, P=2, C=3, level_sizes=level_sizes, dtype=torch.float16
+        device, B=B, Q=3, H=1, P=2, C=3, level_sizes=level_sizes, dtype=torch.float16
     )
-    value.copy_(filled)
+    storage = torch.empty(3 * 2**30 + 64, dtype=torch.float16, device=device)
+    value = storage.as_strided(filled.shape, strides).copy_(filled)
     expected = run(kernels.ms_deform_attn, (filled, locations, weights), level_sizes)
     for found, each in zip(
         run(kernels.ms_deform_attn, (value, locations, weights), level_sizes), expected, strict=True
     ):
-        assert torch.equal(found, each)
+        torch.testing.assert_close(found, each)
 
 
 def test_ten_deterministic_runs_are_the_same_bits(device: str) -> None:
