@@ -17,6 +17,7 @@ from torch import Tensor
 from fsdtrain.ops.bev_pool import bev_pool, find_cells
 from fsdtrain.ops.ms_deform_attn import ms_deform_attn
 from fsdtrain.ops.occupancy_loss import occupancy_loss
+from fsdtrain.ops.project_sample import project, project_sample
 from fsdtrain.ops.yuv_to_input import rgb_from_yuv, yuv_to_input
 
 BF16 = torch.bfloat16
@@ -217,6 +218,50 @@ def yuv_to_input_case(
     )
 
 
+def project_sample_case(
+    *, is_backward: bool, batch: int = 4, channels: int = 64, cells: int = 128, num_z: int = 8
+) -> Case:
+    """Six cameras, features of 16 x 44 for a picture of 256 x 704, a grid of 102.4 m."""
+    max_views = 3
+
+    def make(device: str) -> Bench:
+        from fsdtrain_cuda.kernels import project_sample as kernels
+
+        feats = torch.randn(batch, 1, 6, 16, 44, channels, device=device, dtype=BF16)
+        feats = feats.movedim(-1, 3).requires_grad_(is_backward)
+        place = (torch.arange(cells, device=device) + 0.5) * (102.4 / cells) - 51.2
+        height = torch.linspace(-1.0, 2.5, num_z, device=device)
+        z, x, y = torch.meshgrid(height, place, place, indexing="ij")
+        points = torch.stack([x, y, z], -1)
+        intrinsics, poses = ring_of_cameras(batch, 6, (256, 704), device)
+        rest = (points, intrinsics, poses, (256, 704), max_views)
+        is_seen = project(points, intrinsics, poses, (256, 704))[2]
+        num_views = int(is_seen.sum(1).clamp(max=max_views).sum())
+        grad = torch.randn(batch, 1, channels, num_z, cells, cells, device=device, dtype=BF16)
+        sampled = kernels.project_sample(feats, *rest)
+
+        def differentiate() -> object:
+            return torch.autograd.grad(sampled, feats, grad, retain_graph=True)
+
+        return Bench(
+            kernel=differentiate if is_backward else lambda: kernels.project_sample(feats, *rest),
+            plain=(lambda: torch.autograd.grad(project_sample(feats, *rest), feats, grad))
+            if is_backward
+            else lambda: project_sample(feats, *rest),
+            plain_before=(lambda: project_sample(feats, *rest)) if is_backward else None,
+            min_bytes=kernels.min_bytes(feats, points.numel() // 3),
+            # Four corners for each view of a point.
+            gather_bytes=num_views * 4 * channels * feats.element_size(),
+        )
+
+    return Case(
+        name=f"project_sample {'backward' if is_backward else 'forward'}",
+        sizes=f"batch {batch}, 6 cameras, C {channels}, {num_z} x {cells}^2 points, bf16",
+        goal=1.5 if is_backward else 1.25,
+        make=make,
+    )
+
+
 def occupancy_loss_case(
     *, shape: tuple[int, int, int, int] = (1, 200, 200, 16), num_classes: int = 18
 ) -> Case:
@@ -290,6 +335,8 @@ CASES: tuple[Case, ...] = (
         for batch, cameras, depths, channels, cells in ((8, 6, 59, 80, 128), (4, 8, 118, 64, 200))
         for is_backward in (False, True)
     ),
+    project_sample_case(is_backward=False),
+    project_sample_case(is_backward=True),
     yuv_to_input_case(),
     round_to_case(Rounding.NEAREST, share_of_copy=0.85),
     round_to_case(Rounding.STOCHASTIC, share_of_copy=0.7),
