@@ -23,12 +23,12 @@ from kernel_cases import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL_POOL = {"batch": 1, "cameras": 2, "depths": 5, "channels": 6, "cells": 16}
+SMALL_POOL = {"batch": 1, "cameras": 1, "depths": 2, "channels": 3, "cells": 8}
 SMALL = [
     bev_pool_case(**SMALL_POOL, is_backward=False),
     bev_pool_case(**SMALL_POOL, is_backward=True),
-    ms_deform_attn_case(is_backward=False, cameras=1, queries=5, levels=((6, 8), (3, 4))),
-    ms_deform_attn_case(is_backward=True, cameras=1, queries=5, levels=((6, 8), (3, 4))),
+    ms_deform_attn_case(is_backward=False, cameras=1, queries=2, levels=((3, 4), (2, 3))),
+    ms_deform_attn_case(is_backward=True, cameras=1, queries=2, levels=((3, 4), (2, 3))),
     yuv_to_input_case(num_pictures=2, stored=(32, 48), size=(8, 16)),
     occupancy_loss_case(shape=(1, 4, 5, 3), num_classes=4),
 ]
@@ -117,7 +117,7 @@ def test_medians_and_tenths() -> None:
 
 def test_every_kernel_of_the_figures_has_a_case() -> None:
     names = {case.name for case in CASES}
-    assert names == {
+    assert names >= {
         "bev_pool forward", "bev_pool backward", "yuv_to_input", "round_to nearest",
         "round_to stochastic", "occupancy_loss forward + backward", "ms_deform_attn forward",
         "ms_deform_attn backward",

@@ -246,7 +246,9 @@ def test_a_step_with_our_kernels_is_the_step_of_the_references(
         as_if()
     ops = CudaBackend().op_table()
     monkeypatch.undo()  # torch.compile asks for more than is made up here
-    batch: Any = _pytree.tree_map(lambda value: value.to(device), make_batch(seed=5))
+    batch: Any = _pytree.tree_map(
+        lambda value: value.to(device), make_batch(seed=5, num_clips=1, num_cameras=1)
+    )
     expected = TrainingStep(make_network(seed=1)).to(device)
     found = TrainingStep(make_network(seed=1, ops=ops)).to(device)
     if compiles:  # one graph, in which our ops are opaque
