@@ -442,6 +442,15 @@ def test_two_ranks_train_as_one_run(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "dojo"])
+def test_frames_may_stay_as_they_are_stored(capsys: Capture, tmp_path: Path, backend: str) -> None:
+    printed(capsys, "fit", *SMOKE, f"backend={backend}", "data.frames=i420", f"run_dir={tmp_path}")
+    results = read_results(tmp_path)
+    assert all(math.isfinite(figure.value) for figure in results.figures)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+@pytest.mark.slow
 def test_multirun_trains_once_for_each_value(capsys: Capture, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     printed(capsys, "fit", "--multirun", *SMOKE, "seed=0,1", f"hydra.sweep.dir={sweep}")

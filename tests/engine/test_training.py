@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.schema import Clip
@@ -120,13 +121,27 @@ def shards(make_clip: Callable[..., Clip], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def make_datamodule(shards: Path, make_network: MakeNetwork) -> Callable[[], FleetDataModule]:
+def make_datamodule(shards: Path, make_network: MakeNetwork) -> Callable[..., FleetDataModule]:
     heads: Any = make_network().heads.values()
     builders = [head.target_builder() for head in heads]
-    return lambda: FleetDataModule(
+    return lambda **options: FleetDataModule(
         train=str(shards / "train"), val=str(shards / "val"), image_size=(16, 32), num_frames=2,
-        batch_size=2, target_builders=builders,
+        batch_size=2, target_builders=builders, **options,
     )  # fmt: skip
+
+
+def test_frames_as_stored_train_as_rgb_does(
+    train: Train,
+    make_training: MakeTraining,
+    make_datamodule: Callable[..., FleetDataModule],
+    tmp_path: Path,
+) -> None:
+    for frames in ("rgb", "i420"):
+        datamodule = make_datamodule(frames=frames, augmentation=Augmentation())
+        train(make_training(max_steps=6), tmp_path / frames, datamodule=datamodule)
+    rgb, i420 = (dict(column(tmp_path / frames, "train/loss")) for frames in ("rgb", "i420"))
+    assert i420 != rgb
+    assert i420 == pytest.approx(rgb, rel=0.02)
 
 
 # The best score starts anew with a new run folder; Lightning says so, and that an old one is used.

@@ -150,7 +150,7 @@ def change(row, first, second, third):
     return tl.minimum(tl.maximum(mixed + tl.load(row + 3), 0.0), 255.0)
 
 
-@tuned(configs=_CONFIGS, key=["num_rows", "num_columns", "h", "w"])
+@tuned(configs=_CONFIGS, key=["num_rows", "num_columns", "h", "w", "LAYOUT"])
 @triton.jit
 def sample(
     yuv, windows, sites, to_rgb, colours, mirrors, result,
