@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,13 @@ OURS: dict[str, dict[str, Any]] = {
     "fsdtrain bf16, compiled, graphs": {"compile": "default", "cuda_graphs": True},
 }
 
-Step = Callable[[ClipBatch], None]
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """`prepare` sets PyTorch's switches, which are the process's, before each turn."""
+
+    prepare: Callable[[], object]
+    step: Callable[[ClipBatch], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Row:
     variant: str
     step_ms: float | None = None
     quartiles_ms: tuple[float, float] | None = None
-    peak_gib: float | None = None
+    peak_gib: float | None = None  # beyond the weights and states of all variants
     # Time of each raw twin over this one's: median and quartiles of neighbouring blocks.
     ratios: Mapping[str, tuple[float, float, float]] | None = None
     remark: str = NOT_MEASURED
@@ -99,7 +106,7 @@ def measure(size: str, device: str, *, blocks: int, steps: int, batch_size: int)
     config = compose_config("fit", ["run_dir=.", f"model={size}", f"backend={device}"])
     settings = read_settings(config)
     model = TrainingStep(build_network(settings.model, OpTable()))
-    variants: dict[str, Step] = {
+    variants: dict[str, Variant] = {
         name: raw_step(model, settings, device, is_bf16="bf16" in name) for name in RAW
     }
     ours = OURS if device == "cuda" else {"fsdtrain bf16": {}}
@@ -108,18 +115,18 @@ def measure(size: str, device: str, *, blocks: int, steps: int, batch_size: int)
         variants[name] = our_step(model, settings, backend)
     batches = make_batches(model, settings, device, batch_size)
     times: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: dict[str, float] = {}
+    peaks: dict[str, float | None] = {}
     failed: dict[str, str] = {}
     for _ in range(blocks + 2):
-        for name, step in variants.items():
+        for name, variant in variants.items():
             if name in failed:
                 continue
             try:
-                times[name].append(time_block(step, batches, steps, device))
+                seconds, peaks[name] = time_block(variant, batches, steps, device)
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
-            if device == "cuda":
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+            else:
+                times[name].append(seconds)
     counted = {name: found[2:] for name, found in times.items() if name not in failed}
     return [make_row(size, name, counted, peaks.get(name), failed.get(name)) for name in variants]
 
@@ -152,20 +159,37 @@ def make_row(
     )
 
 
-def time_block(step: Step, batches: Sequence[ClipBatch], num_steps: int, device: str) -> float:
-    """Seconds a step, from an idle device to an idle device."""
+def time_block(
+    variant: Variant, batches: Sequence[ClipBatch], num_steps: int, device: str
+) -> tuple[float, float | None]:
+    """Seconds a step, from an idle device to an idle one, and GiB beyond what lay there before."""
+    variant.prepare()
+    held = 0
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     started = time.perf_counter()
     for number in range(num_steps):
-        step(batches[number % len(batches)])
+        variant.step(batches[number % len(batches)])
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - started) / num_steps
+    seconds = (time.perf_counter() - started) / num_steps
+    peak = (torch.cuda.max_memory_allocated() - held) / 2**30 if device == "cuda" else None
+    return seconds, peak
 
 
-def raw_step(model: TrainingStep, settings: Settings, device: str, *, is_bf16: bool) -> Step:
+def set_defaults() -> None:
+    """PyTorch's switches as it comes: TF32 in convolutions, cuDNN without timing."""
+    torch.set_float32_matmul_precision("highest")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some releases want a newer switch set instead
+        torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+
+
+def raw_step(model: TrainingStep, settings: Settings, device: str, *, is_bf16: bool) -> Variant:
     """The loop of today's repositories, which reads each loss of each step."""
     twin = RawHydraBev(model).to(device).train()
     optimizer = torch.optim.AdamW(
@@ -182,13 +206,12 @@ def raw_step(model: TrainingStep, settings: Settings, device: str, *, is_bf16: b
         optimizer.step()
         logged.update({name: value.item() for name, value in losses.items()})
 
-    return step
+    return Variant(prepare=set_defaults, step=step)
 
 
-def our_step(model: TrainingStep, settings: Settings, backend: Backend) -> Step:
+def our_step(model: TrainingStep, settings: Settings, backend: Backend) -> Variant:
     """What `fit` does between a batch and the next one, without Lightning."""
     device = backend.to_device(torch.zeros(1)).device.type
-    backend.trainer_parts()  # sets the switches
     own = TrainingStep(build_network(settings.model, backend.op_table()))
     own.load_state_dict(model.state_dict())
     own.to(device).train()
@@ -203,7 +226,7 @@ def our_step(model: TrainingStep, settings: Settings, backend: Backend) -> Step:
         clip(own, settings)
         optimizer.step()
 
-    return step
+    return Variant(prepare=backend.trainer_parts, step=step)
 
 
 def clip(step: nn.Module, settings: Settings) -> None:
@@ -258,7 +281,7 @@ def as_markdown(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"Batch {record['batch_size']}, {record['cameras']} cameras; torch {record['torch']}, "
         f"triton {record['triton']}. Medians, quartiles in brackets.",
         "",
-        "| model | variant | step | peak memory | raw fp32 / this | raw bf16 / this | |",
+        "| model | variant | step | working memory | raw fp32 / this | raw bf16 / this | |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
     return "\n".join([*lines, *map(_markdown_row, rows)]) + "\n"
