@@ -1,5 +1,6 @@
 """The kernel of yuv_to_input against the reference in float64."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fsdtrain.backend import BackendError
+from fsdtrain.data.batch import ClipBatch, YuvFrames
+from fsdtrain.models.hydra_bev import HydraBev
+from fsdtrain.ops.table import OpTable
 from fsdtrain.ops.yuv_to_input import rgb_from_yuv
 from fsdtrain.ops.yuv_to_input import yuv_to_input as reference
 
@@ -217,3 +222,21 @@ def test_what_does_not_fit_is_one_sentence(device: str, what: str) -> None:
     given = [value.to(device) if isinstance(value, Tensor) else value for value in given]
     with pytest.raises(BackendError, match=sentence):
         yuv_to_input(*given)
+
+
+def test_the_network_makes_its_input_with_it(
+    device: str, make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipBatch]
+) -> None:
+    """Two clips of two frames by two cameras; what holds for a camera holds for its frames."""
+    yuv, window, site, to_rgb, colour, _ = make_inputs((8, 40, 72))
+    of_cameras = [value[:4].unflatten(0, (2, 2)) for value in (window, site, to_rgb, colour)]
+    frames = YuvFrames(yuv.unflatten(0, (2, 2, 2)), *of_cameras, torch.tensor([True, False]))
+    batch = tree_map(lambda value: value.to(device), make_batch()._replace(frames=frames))
+    plain = make_network().to(device).eval()
+    fused = make_network(ops=OpTable(yuv_to_input=yuv_to_input)).to(device).eval()
+    compiled = torch.compile(fused, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.no_grad():
+        expected = plain(batch)["vehicle"]["logits_BTXY"]
+        torch.testing.assert_close(
+            compiled(batch)["vehicle"]["logits_BTXY"], expected, atol=1e-3, rtol=1e-3
+        )
