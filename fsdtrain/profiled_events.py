@@ -14,6 +14,7 @@ from fsdtrain.step_profile import PHASES, OpProfile, Phase, TimelineEvent
 
 PHASE_RANGE = "fsdtrain phase: "
 LAYER_RANGE = "fsdtrain layer: "
+RANGES = (PHASE_RANGE, LAYER_RANGE, "Optimizer.")  # the last one is torch's
 MICROSECOND = 1e-6
 # aten::mm, fsdtrain::bev_pool; what autograd does itself is no op.
 OP_NAME = re.compile(r"(?!autograd::)[A-Za-z_]\w*::\w+")
@@ -146,7 +147,7 @@ def _is_on_cpu(event: FunctionEvent) -> bool:
 
 def _is_kernel(event: FunctionEvent) -> bool:
     """On the GPU; what ran there within a named range is an event of the range's name as well."""
-    is_range = event.is_user_annotation or event.name.startswith((PHASE_RANGE, LAYER_RANGE))
+    is_range = event.is_user_annotation or event.name.startswith(RANGES)
     return not _is_on_cpu(event) and not is_range
 
 

@@ -66,6 +66,8 @@ def step() -> list[FunctionEvent]:
         found.add(PHASE_RANGE + phase, start, end, is_user_annotation=True)
         # The same range as the GPU sees it: no kernel.
         found.kernel(PHASE_RANGE + phase, start + 5, end - 5)
+    found.kernel("Optimizer.step#AdamW.step", 215, 235)
+    found.kernel("Torch-Compiled Region: 0/0", 120, 165, is_user_annotation=True)
     layer = found.add(LAYER_RANGE + "stem", 1, 40, is_user_annotation=True)
     conv = found.op("aten::conv2d", 2, 30, shapes=[[1, 3, 8, 8], [4, 3, 3, 3]], flops=1000)
     layer.append_cpu_child(conv)

@@ -75,6 +75,8 @@ def test_a_step_on_a_gpu(
     assert found.busy_s["GPU"] > 0
     kernel_s = sum(e.end_s - e.start_s for e in found.timeline if e.resource == "GPU")
     assert sum(each.time_s for each in found.ops) == pytest.approx(kernel_s, rel=1e-3)
+    on_gpu = {each.name for each in found.timeline if each.resource == "GPU"}
+    assert not any("Optimizer" in name or "Compiled" in name for name in on_gpu), "ranges"
     if not options:
         names = {each.name for each in found.ops if each.time_s}
         assert any(name.startswith("fsdtrain::") for name in names), "our kernels are ops"
