@@ -96,7 +96,7 @@ def make_clip() -> MakeClip:
 
 @pytest.fixture(scope="session")
 def make_network() -> MakeNetwork:
-    """`make_network(seed=0, ops=OpTable())` -> a HydraBev of a few thousand parameters."""
+    """`make_network(seed=0, ops=OpTable(), lift="project_sample")`: a few thousand parameters."""
     return _make_network
 
 
@@ -136,11 +136,11 @@ def make_tensor_numerics() -> Callable[..., TensorNumerics]:
 
 
 @functools.cache
-def _smallest_model() -> ModelSettings:
+def _smallest_model(lift: str) -> ModelSettings:
     config = compose_config(
         "fit",
         [
-            "run_dir=.", f"model.image_size={list(IMAGE_SIZE)}",
+            "run_dir=.", f"model.lift={lift}", f"model.image_size={list(IMAGE_SIZE)}",
             *(f"model.grid.{name}={getattr(GRID, name)}" for name in GRID.__dataclass_fields__),
             "model.network.stage_channels=[8,8]", "model.network.stage_blocks=[1,1]",
             "model.network.lift_channels=8", "model.pillars.heights_m=[0.2,1.6]",
@@ -152,9 +152,11 @@ def _smallest_model() -> ModelSettings:
     return read_settings(config).model
 
 
-def _make_network(*, seed: int = 0, ops: OpTable | None = None) -> HydraBev:
+def _make_network(
+    *, seed: int = 0, ops: OpTable | None = None, lift: str = "project_sample"
+) -> HydraBev:
     torch.manual_seed(seed)
-    return build_network(_smallest_model(), OpTable() if ops is None else ops)
+    return build_network(_smallest_model(lift), OpTable() if ops is None else ops)
 
 
 def _make_batch(

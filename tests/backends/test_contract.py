@@ -86,15 +86,17 @@ def settings(make_training: Callable[..., TrainingSettings]) -> TrainingSettings
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("lift", ["project_sample", "depth_splat", "deformable"])
 def test_ten_steps_train_as_a_plain_loop_does(
     backend: Backend,
+    lift: str,
     make_network: Callable[..., HydraBev],
     make_batch: Callable[..., ClipBatch],
     make_training: Callable[..., TrainingSettings],
     tmp_path: Path,
 ) -> None:
-    reference = make_network(seed=3)
-    network = make_network(seed=4, ops=backend.op_table())
+    reference = make_network(seed=3, lift=lift)
+    network = make_network(seed=4, lift=lift, ops=backend.op_table())
     network.load_state_dict(reference.state_dict())
     start = copy.deepcopy(reference.state_dict())
     batches = [make_batch(seed=seed) for seed in range(NUM_STEPS)]

@@ -63,9 +63,7 @@ def random_batch(
     reset_BT[:, 0] = True
     generator = torch.Generator().manual_seed(seed)
     batch = ClipBatch(
-        frames=torch.randint(
-            0, 256, (B, T, N, 3, H, W), dtype=torch.uint8, generator=generator
-        )
+        frames=torch.randint(0, 256, (B, T, N, 3, H, W), dtype=torch.uint8, generator=generator)
         if device != "meta"
         else torch.empty(B, T, N, 3, H, W, dtype=torch.uint8, device="meta"),
         intrinsics_BN33=torch.tensor(intrinsics).float(),
@@ -143,11 +141,11 @@ def make_network() -> MakeNetwork:
 
 
 @pytest.fixture
-def load_preset() -> Callable[..., tuple[ModelSettings, HydraBev]]:
-    """`load_preset(name, lift=...)` -> its settings and the network, without weights."""
+def load_preset() -> Callable[[str], tuple[ModelSettings, HydraBev]]:
+    """`load_preset(name)` -> its settings and the network, without weights."""
 
-    def load(name: str, *, lift: str = "project_sample") -> tuple[ModelSettings, HydraBev]:
-        config = compose_config("fit", ["run_dir=.", f"model={name}", f"model.lift={lift}"])
+    def load(name: str) -> tuple[ModelSettings, HydraBev]:
+        config = compose_config("fit", ["run_dir=.", f"model={name}"])
         model = read_settings(config).model
         with torch.device("meta"):
             return model, build_network(model, OpTable())
