@@ -354,7 +354,7 @@ def test_bytes_for_the_bench() -> None:
 def test_spatial_cross_attention_of_a_real_size(
     device: str, is_deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six cameras, a tenth of 100x100 cells, 8 heads of 32 channels in 4 levels, 8 points."""
+    """One camera, 1000 queries, 8 heads of 32 channels, 8 points in each of 4 levels."""
     set_tile(monkeypatch, 2**15)
     level_sizes = ((64, 112), (32, 56), (16, 28), (8, 14))
     shape = {"B": 1, "Q": 1000, "H": 8, "P": 8, "C": 32, "level_sizes": level_sizes}
