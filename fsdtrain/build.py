@@ -42,7 +42,13 @@ def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
         grid=grid,
         image_size=model.image_size,
         heads=heads,
-        make_lift=partial(instantiate, model.lift, Lift, grid=grid, ops=ops),
+        make_lift=partial(
+            instantiate,
+            model.lift,
+            Lift,  # type: ignore[type-abstract]  # what the config names is not
+            grid=grid,
+            ops=ops,
+        ),
         ops=ops,
     )
 

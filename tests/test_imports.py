@@ -90,8 +90,11 @@ def test_nothing_is_unpickled_and_no_shell_is_spawned(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_environment_variable_changes_behaviour(path: Path) -> None:
-    """Hydra's completion speaks through the environment; everything else through knobs."""
-    if relative(path) == "fsdtrain/hydra_app.py":
+    """Everything speaks through knobs, but for two that others make speak through it."""
+    if relative(path) in (
+        "fsdtrain/hydra_app.py",  # Hydra's completion
+        "backends/fsdtrain_cuda/numerics.py",  # torch hands cuBLAS its workspace that way
+    ):
         return
     names = {ast.unparse(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
     assert not names & {"os.environ", "os.getenv"}
