@@ -42,6 +42,7 @@ class _Memory:
         self.homes: dict[str, Layout] = {}
         self.held: dict[str, list[Boxes]] = {}  # passed on within an op, some rows at a time
         self.occupied = np.zeros(program.grid, np.int64)
+        self.passed = {name for chain in program.graph.chains for name in chain.passed}
         self.ends: dict[int, list[str]] = {}
         for name, last in program.last_use.items():
             self.ends.setdefault(last, []).append(name)
@@ -123,7 +124,8 @@ class _Memory:
         for each in step.stores:
             if each.target is None or each.value in step.kernel.hidden:
                 continue
-            if not is_passed_on or each.target.storage is not Storage.SRAM:
+            is_kept = each.value not in self.passed if step.is_chained else not is_passed_on
+            if is_kept or each.target.storage is not Storage.SRAM:
                 self._put(each.value, each.target)
         if is_passed_on:
             for each in (*step.loads, *step.stores):

@@ -41,6 +41,10 @@ class Held:
             self._boxes = {}
         self._call = kernel.call
 
+    def end(self) -> None:
+        """Nothing is held for whatever follows."""
+        self._call, self._boxes, self.is_continued = "", {}, False
+
     def key(self, kernel: Kernel) -> object:
         """What is held of what the kernel reads; for look-ups of equal choices."""
         held = [self._boxes.get(access.value) for access in kernel.loaded]

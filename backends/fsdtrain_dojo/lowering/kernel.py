@@ -21,6 +21,8 @@ from math import prod
 
 from torch import Tensor
 
+from fsdtrain_dojo.lowering.chain import Chain
+
 Range = tuple[int, int]  # first, and one past the last
 
 
@@ -205,6 +207,20 @@ Compute = Callable[[Sequence[Tensor], Block], list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rescale:
+    """How results follow reads that are sums in the making; see `chain`.
+
+    Args:
+        reads: numbers of the kernel's reads that may be used before they are complete.
+        factor: of what these were before and are now: by what results made with the former are
+            multiplied; 0: they are to be forgotten.
+    """
+
+    reads: tuple[int, ...]
+    factor: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
     """A nest of loops.
 
@@ -230,6 +246,10 @@ class Kernel:
         hidden: values that fusing took off the memory: made and used within the kernel.
         is_random: its result cannot be computed again: spatial execution takes it as given.
         counted_flops: what torch's FlopCounterMode counts for the op; for conservation checks.
+        rescale: None: what it reads has to be complete.
+        is_sum_of_products: whether its result is the sum of the products of its two reads.
+        repeated_specials: of `specials`, those that kernels of the same call before it have
+            computed as well: in a chain they are still there.
     """
 
     name: str
@@ -251,6 +271,9 @@ class Kernel:
     hidden: frozenset[str] = frozenset()
     is_random: bool = False
     counted_flops: int = 0
+    rescale: Rescale | None = field(default=None, repr=False, compare=False)
+    is_sum_of_products: bool = False
+    repeated_specials: int = 0
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -324,11 +347,13 @@ class KernelGraph:
         values: by name.
         kernels: in program order.
         renews: new value -> the old one whose memory it takes.
+        chains: kernels that take turns over blocks.
     """
 
     values: Mapping[str, Value]
     kernels: tuple[Kernel, ...]
     renews: Mapping[str, str] = field(default_factory=dict)
+    chains: tuple[Chain, ...] = ()
 
     def value_shape(self, name: str) -> tuple[int, ...]:
         return self.values[name].shape

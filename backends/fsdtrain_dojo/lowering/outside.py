@@ -28,8 +28,8 @@ class Away:
 def with_outside(step: Step, is_outside: Callable[[str], bool]) -> Step:
     """The step with the transfers of values that lie outside."""
 
-    def load(each: Transfer) -> Transfer:
-        if not is_outside(each.value):
+    def load(index: int, each: Transfer) -> Transfer:
+        if index in step.inside or not is_outside(each.value):
             return each
         return replace(each, pattern=Pattern.HBM_LOAD, source=OUTSIDE)
 
@@ -41,7 +41,7 @@ def with_outside(step: Step, is_outside: Callable[[str], bool]) -> Step:
 
     return replace(
         step,
-        loads=tuple(load(each) for each in step.loads),
+        loads=tuple(load(index, each) for index, each in enumerate(step.loads)),
         stores=tuple(store(each) for each in step.stores),
     )
 

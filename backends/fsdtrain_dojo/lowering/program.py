@@ -61,6 +61,10 @@ class Step:
         buffers: 2 where the loads of a step of time go on while the one before is computed.
         is_continued: whether it goes on with the op of the step before without a start of its
             own: nodes at a switch hold what several kernels of one op work on.
+        is_chained: whether it takes turns with the other kernels of its chain; then the steps of
+            `mapping` are theirs as well, and `working_bytes` those of all of them.
+        inside: numbers of `loads` that bring nothing: a kernel of the chain before this one has
+            made the block, or loaded it.
         why: the mappings that were weighed, best first, in words with their seconds.
     """
 
@@ -71,6 +75,8 @@ class Step:
     working_bytes: int
     buffers: int = 1
     is_continued: bool = False
+    is_chained: bool = False
+    inside: frozenset[int] = frozenset()
     why: tuple[str, ...] = ()
 
 

@@ -1,5 +1,6 @@
 """Who reads which value of a step, and until when it is needed."""
 
+from fsdtrain_dojo.lowering.chain_roles import chains_by_start
 from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph, ValueKind
 
 
@@ -15,6 +16,9 @@ def find_last_uses(graph: KernelGraph) -> dict[str, int]:
         for access in (*kernel.loaded, *kernel.stored):
             if access.value not in lasting:
                 found[access.value] = number
+    for first, chain in chains_by_start(graph).items():  # all of it takes turns until its end
+        numbers = range(first, first + len(chain.kernels))
+        found |= {name: numbers[-1] for name, last in found.items() if last in numbers}
     return found
 
 

@@ -9,6 +9,7 @@ It goes by boxes alone and recomputes what passes have noted down; it knows no p
 from collections.abc import Iterable
 from itertools import islice
 
+from fsdtrain_dojo.lowering.check_chain import find_chain_problems
 from fsdtrain_dojo.lowering.check_graph import find_graph_problems
 from fsdtrain_dojo.lowering.check_memory import find_memory_problems
 from fsdtrain_dojo.lowering.check_program import BoxFacts, find_step_problems
@@ -40,7 +41,8 @@ def verify_program(program: TileProgram, *, sram_bytes: int) -> None:
 
     Every point of every kernel is visited exactly once over nodes and time, and so is every element
     of its results; loads bring what nodes touch, from where it is at that time; sums whose parts
-    lie at several nodes are put together; nothing is read after its last use; patterns say no
+    lie at several nodes are put together; kernels of a chain have the same blocks, and can go on with
+    what there is of each; nothing is read after its last use; patterns say no
     less than what has to move; no node's memory is ever over its capacity.
 
     Args:
@@ -59,6 +61,7 @@ def verify_program(program: TileProgram, *, sram_bytes: int) -> None:
         for step in program.steps
         for problem in find_step_problems(program, step, facts)
     )
+    _raise_any(find_chain_problems(program))
     _raise_any(find_memory_problems(program, sram_bytes, facts))
 
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from fsdtrain_dojo.lowering.chain import Chain
+from fsdtrain_dojo.lowering.chain_roles import chains_by_start
 from fsdtrain_dojo.lowering.kernel import Kernel
 from fsdtrain_dojo.lowering.mapping import Axis, Grid, Layout, Storage, axis_ranges
 from fsdtrain_dojo.lowering.program import Step, TileProgram, Transfer
 from fsdtrain_dojo.spatial.boxes import Ints, boxes_by_place
 from fsdtrain_dojo.spatial.buffers import Pieces, layout_boxes, whole_piece
+from fsdtrain_dojo.spatial.chain import ChainWork, join_pieces, split_pieces
 from fsdtrain_dojo.spatial.copying import assemble, copy_pieces
 from fsdtrain_dojo.spatial.node import NodeWork, Work, combine_in_order
 
@@ -87,11 +90,16 @@ def run_program(
     for name, layout in program.initial.items():
         places, boxes = layout_boxes(layout, tensors[name].shape)
         run.hold(name, copy_pieces(whole_piece(tensors[name]), places, boxes)[0], layout)
+    chains = chains_by_start(program.graph)
+    passed = {name for chain in chains.values() for name in chain.passed}
     for number, step in enumerate(program.steps):
         run.spill(number)
-        run.step(number, step)
+        if not step.is_chained:
+            run.step(number, step)
+        elif number in chains:
+            run.chain(number, chains[number])
         for name, last in program.last_use.items():
-            if last == number:
+            if last == number and name not in passed:
                 del run.memory[name]
     outputs = {
         name: assemble(run.memory[name], value.shape)
@@ -151,6 +159,38 @@ class _Run:
             if len(held) < len(work.places):  # every node of a group gets the result
                 held = held.shared(work.places, group)
             self._store(number, transfer, held)
+
+    def chain(self, first: int, chain: Chain) -> None:
+        """All steps of a chain: what its nodes pass on is nowhere but there."""
+        steps = self.program.steps[first : first + len(chain.kernels)]
+        loaded = [
+            [
+                {} if index in step.inside else split_pieces(self._load(number, each))
+                for index, each in enumerate(step.loads)
+            ]
+            for number, step in enumerate(steps, first)
+        ]
+        works = [_busy_work(self.program.grid, step) for step in steps]
+        found = {
+            (row, column): ChainWork(
+                chain=chain,
+                steps=steps,
+                shapes=self.shapes,
+                rounding=self.rounding,
+                ranges=[
+                    tuple((first, end) for first, end in each.ranges[node].tolist())
+                    for each in works
+                ],
+                loaded=[[pieces.get((row, column)) for pieces in each] for each in loaded],
+            ).run()
+            for node, (row, column) in enumerate(works[0].places.tolist())
+        }
+        for number, step in enumerate(steps, first):
+            self.combined.append(0)
+            for each in step.stores:
+                if each.value not in chain.passed:
+                    made = {place: own[each.value] for place, own in found.items()}
+                    self._store(number, each, join_pieces(made))
 
     def _load(self, number: int, transfer: Transfer) -> Pieces:
         """What every node gets of a value, in memory of its own."""

@@ -51,7 +51,7 @@ def time_kernel(
         work,
         sizes,
         mapping.steps,
-        room_bytes=step.working_bytes,
+        room_bytes=0 if step.is_chained else step.working_bytes,
         local_reads=[each.value in local for each in work.reads],
         local_writes=[each.value in local for each in work.writes],
         is_partial=is_partial(work, mapping),

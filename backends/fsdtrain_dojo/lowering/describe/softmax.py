@@ -7,7 +7,7 @@ combined once. The gradients are y (dy - sum(dy y)) and dy - exp(y) sum(dy).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsdtrain_dojo.lowering.describe.building import intermediate
 from fsdtrain_dojo.lowering.describe.nest import Formula, Indexed, Over, bind, make_plain_kernel
-from fsdtrain_dojo.lowering.kernel import Block, Combine, Kernel, Loop, Value
+from fsdtrain_dojo.lowering.kernel import Block, Combine, Kernel, Loop, Rescale, Value
 from fsdtrain_dojo.lowering.op_call import Describe, Expansion, OpCall
 
 
@@ -62,6 +62,17 @@ class _Rows:
             return torch.where(top == -torch.inf, 0.0, top)
         return top
 
+    def sum_factor(self, olds: Sequence[Tensor], news: Sequence[Tensor]) -> Tensor:
+        """Of exponentials that were relative to another maximum; of minus infinity there are none."""
+        old, new = olds[0], news[0]
+        factor = (self.anchor(old) - self.anchor(new)).exp()
+        return torch.where(old == -torch.inf, 0.0, factor)
+
+    def result_factor(self, olds: Sequence[Tensor], news: Sequence[Tensor]) -> Tensor:
+        """Of results that were shares of another sum of other exponentials."""
+        factor = self.sum_factor(olds, news)
+        return torch.where(factor == 0, 0.0, factor * (olds[1] / news[1]))
+
     def make_kernel(
         self,
         suffix: str,
@@ -105,17 +116,20 @@ def describe_softmax(call: OpCall) -> Expansion:
         result = (x - rows.anchor(top)).exp() / total
         return torch.where(total == 0, 0.0, result) if is_safe else result
 
-    kernels.append(
-        rows.make_kernel(
-            ".result",
-            [rows.data, top, total],
-            Indexed(out, rows.over),
-            normalise,
-            flops=2,
-            specials=0 if is_log else 1,
-            row_specials=1,
-        )
+    result = rows.make_kernel(
+        ".result",
+        [rows.data, top, total],
+        Indexed(out, rows.over),
+        normalise,
+        flops=2,
+        specials=0 if is_log else 1,
+        row_specials=1,
     )
+    if not is_log:  # whose results are no multiples of what they were
+        rescale = Rescale(reads=(1, 2), factor=rows.result_factor)
+        repeated = rows.data.num_elements
+        result = replace(result, rescale=rescale, repeated_specials=repeated)
+    kernels.append(result)
     return Expansion(kernels=tuple(kernels), values=(top, total))
 
 
@@ -170,6 +184,7 @@ def describe_softmax_backward(call: OpCall) -> Expansion:
         add,
         flops=1 if is_log else 2,
     )
+    reduction = replace(reduction, is_sum_of_products=not is_log)
     result = rows.make_kernel(
         ".dx",
         [gradient, output, total],
@@ -204,6 +219,8 @@ def _sum_exponentials(rows: _Rows) -> tuple[Value, Value, list[Kernel]]:
         rows.make_kernel(".max", [rows.data], write_top, find_top, combine=Combine.MAX, flops=1),
         rows.make_kernel(".sum", [rows.data, top], write_total, add, flops=2, specials=1),
     ]
+    rescale = Rescale(reads=(1,), factor=rows.sum_factor)
+    reductions[1] = replace(reductions[1], rescale=rescale)
     return top, total, reductions
 
 

@@ -86,6 +86,7 @@ class _Memory:
         self.capacity = self.costs.machine.node.memory.capacity_bytes
         self.occupied = np.zeros(self.program.grid, np.int64)
         self.outside_at_first = set(self.always_outside)
+        self.passed = {name for chain in self.graph.chains for name in chain.passed}
         self._sizes: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._kept: list[Boxes] = []  # ids of these are keys
         self._boxes: dict[str, Boxes] = {}  # of every value that has been in the nodes
@@ -136,6 +137,7 @@ class _Memory:
 
     def _visit(self, number: int, step: Step) -> Step:
         mine = {each.value for each in (*step.loads, *step.stores)} - step.kernel.hidden
+        mine -= self.passed
         for store in step.stores:
             if store.value not in mine:
                 continue
@@ -171,7 +173,7 @@ class _Memory:
         """The step with buffers that fit beside what is in the nodes, or why there are none."""
         free = self.capacity - int(self.occupied.max())
         moved = with_outside(step, partial(self.is_outside_at, number))
-        if moved == step:
+        if moved == step or step.is_chained:  # whose buffers are for whatever lies anywhere
             if step.working_bytes <= free:
                 return step
             return f"it needs {step.working_bytes:,} B and has {max(free, 0):,} B free"
@@ -227,6 +229,8 @@ class _Memory:
 
         The step reads them where they are then, in other buffers if these are better.
         """
+        if step.is_chained:  # in the midst of which nothing moves
+            return fitting
         back = [name for name in _names(step.loads) if self._comes_back(number, name, fitting)]
         if not back:
             return fitting

@@ -10,11 +10,19 @@ equally placed values are looked up. Weights and what belongs to them lie spread
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
-from fsdtrain_dojo.lowering.finish import Finish, finishes, home_division, settled
+from fsdtrain_dojo.lowering.chain import Chain
+from fsdtrain_dojo.lowering.chain_roles import chains_by_start
+from fsdtrain_dojo.lowering.finish import (
+    Finish,
+    finishes,
+    home_division,
+    settled,
+    written_division,
+)
 from fsdtrain_dojo.lowering.held import Held
 from fsdtrain_dojo.lowering.kernel import (
     Access,
@@ -32,6 +40,7 @@ from fsdtrain_dojo.lowering.mapping import (
     Mapping,
     Storage,
 )
+from fsdtrain_dojo.lowering.place_chain import ChainChoices, ChainPlacer
 from fsdtrain_dojo.lowering.program import Pattern, Step, TileProgram, Transfer
 from fsdtrain_dojo.lowering.uses import find_last_uses, find_readers
 from fsdtrain_dojo.lowering.words import describe_choice
@@ -56,7 +65,14 @@ def choose_layouts(graph: KernelGraph, costs: Costs) -> TileProgram:
     """
     walk = _Walk(graph, costs)
     initial = dict(walk.layouts)
-    steps = [walk.place(number, kernel) for number, kernel in enumerate(graph.kernels)]
+    chains = chains_by_start(graph)
+    steps: list[Step] = []
+    while len(steps) < len(graph.kernels):
+        number = len(steps)
+        if number in chains:
+            steps += walk.place_chain(number, chains[number])
+        else:
+            steps.append(walk.place(number, graph.kernels[number]))
     if not costs.fabric.keeps_values:
         steps = _with_needed_stores(graph, steps)
     return TileProgram(
@@ -128,6 +144,7 @@ class _Walk:
         self.resident_bytes = 0  # at the fullest node, if no value lay where another does
         self.held = Held(self.costs)
         self._chosen: dict[object, _Choice] = {}
+        self._placed_chains: dict[object, ChainChoices] = {}
         made = {access.value for kernel in graph.kernels for access in kernel.stored}
         made |= {name for kernel in graph.kernels for name in kernel.hidden}
         for name, value in graph.values.items():
@@ -178,11 +195,51 @@ class _Walk:
             if access.value not in kernel.hidden:
                 self._put(values[access.value], finish.division, finish.boxes)
         self.held.add(step, values)
-        for name in {access.value for access in (*kernel.loaded, *kernel.stored)}:
-            if self.last_use.get(name) == number and self.costs.fabric.keeps_values:
-                place = self.places[name]
-                self.resident_bytes -= place.layout.peak_elements * values[name].element_bytes
+        self._forget(number, kernel)
         return step
+
+    def _forget(self, number: int, kernel: Kernel, passed: Collection[str] = ()) -> None:
+        """Count what nobody needs any more no longer; `passed` has never been counted."""
+        for name in {access.value for access in (*kernel.loaded, *kernel.stored)}.difference(
+            passed
+        ):
+            if self.last_use.get(name) == number and self.costs.fabric.keeps_values:
+                num_bytes = self.graph.values[name].element_bytes
+                self.resident_bytes -= self.places[name].layout.peak_elements * num_bytes
+
+    def place_chain(self, first: int, chain: Chain) -> tuple[Step, ...]:
+        """The steps of a chain's kernels; notes where what it leaves lies."""
+        values = self.graph.values
+        kernels = self.graph.kernels[first : first + len(chain.kernels)]
+        self.held.end()
+        budget = self._budget()
+        key = (
+            tuple(signature(kernel, values) for kernel in kernels),
+            tuple(
+                self.places[access.value].key if access.value in self.places else None
+                for kernel in kernels
+                for access in kernel.loaded
+            ),
+            chain.axes,
+            budget,
+        )
+        known = self._placed_chains.get(key)
+        placer = ChainPlacer(
+            chain, kernels, values, self.costs, source=lambda name: self.places[name].layout
+        )
+        if known is None:
+            known = placer.choose(budget) or placer.choose(self.machine.node.memory.capacity_bytes)
+        if not known:
+            raise self.costs.does_not_fit(kernels[0], [placer.why_not])
+        self._placed_chains[key] = known
+        steps = placer.steps(known)
+        for number, step in enumerate(steps, first):
+            for access, store in zip(step.kernel.stored, step.stores, strict=True):
+                if access.value not in chain.passed:
+                    division = written_division(step.kernel, access, step.mapping)
+                    self._put(values[access.value], division, store.boxes)
+            self._forget(number, step.kernel, chain.passed)
+        return steps
 
     def _use_key(self, name: str) -> object:
         """What is to become of a result, as far as it decides where that should lie."""
