@@ -70,7 +70,7 @@ def split_count(sizes: Sequence[int], count: int) -> tuple[int, ...] | None:
 
 
 def fits_all(axis_sizes: Sequence[Sequence[int]], count: int) -> bool:
-    """Whether all kernels can divide an axis into `count` parts alike; sizes of loops, by kernel."""
+    """Whether all kernels, of these sizes of loops, can divide an axis into `count` parts alike."""
     if all(len(sizes) == 1 for sizes in axis_sizes):
         return count <= axis_sizes[0][0]
     whole = prod(axis_sizes[0])

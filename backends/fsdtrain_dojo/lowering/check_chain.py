@@ -127,7 +127,7 @@ def _form(chain: Chain, number: int, step: Step) -> object:
 
 
 def _is_nested(chain: Chain, number: int, step: Step) -> bool:
-    """Whether parts of axes of several loops are ranges: inner loops only of single outer points."""
+    """Whether parts of axes of several loops are ranges: of inner loops, at one outer point."""
     share = largest_share(step.kernel, step.mapping)
     for axis in chain.axes:
         loops = axis.loops[number]

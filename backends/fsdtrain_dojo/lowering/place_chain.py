@@ -288,7 +288,7 @@ class ChainPlacer:
     def _steps_of(self, number: int, placed: _Placed, counts: tuple[int, ...]) -> dict[int, int]:
         """Steps of one kernel over time, from the outermost axis to the innermost."""
         share = largest_share(self.kernels[number], placed.mappings[number])
-        found = {}
+        found: dict[int, int] = {}
         for axis, count in zip(self.chain.axes, counts, strict=True):
             loops = axis.loops[number]
             split = split_count([share[loop] for loop in loops], count)

@@ -81,29 +81,15 @@ def _over_depth(
     if product.writes[0].value not in [read.value for read in kernel.reads]:
         return None  # an epilogue has changed it
     lacking = space.lacking[kernel.name]
-    (read,) = (
-        (each for each in other.reads if each.value != weights)
-        if len({each.value for each in other.reads}) == 2
-        else (None,)
+    others = [each for each in other.reads if each.value != weights]
+    depths = [_depth_of(each, space) for each in (product, other)]
+    if len(others) != 1 or None in depths:
+        return None
+    read = others[0]
+    mine, theirs = (
+        _axes_of(each, space) | {depth: -1 for depth in (own,) if depth is not None}
+        for each, own in ((product, depths[0]), (other, depths[1]))
     )
-    if read is None:
-        return None
-    free = [
-        loop
-        for loop in range(len(product.loops))
-        if loop not in {each for loops in space.loops[product.name] for each in loops}
-        and product.loops[loop].size > 1
-    ]
-    free_other = [
-        loop
-        for loop in range(len(other.loops))
-        if loop not in {each for loops in space.loops[other.name] for each in loops}
-        and other.loops[loop].size > 1
-    ]
-    if len(free) != 1 or len(free_other) != 1:
-        return None
-    mine = _axes_of(product, space) | {free[0]: -1}
-    theirs = _axes_of(other, space) | {free_other[0]: -1}
     seconds = [
         each
         for each in product.reads
@@ -112,7 +98,7 @@ def _over_depth(
     firsts = [each for each in product.reads if each not in seconds]
     if len(seconds) != 1 or len(firsts) != 1:
         return None
-    depth = product.loops[free[0]]
+    depth = next(product.loops[loop] for loop, axis in mine.items() if axis == -1)
     (inner,) = space.loops[kernel.name][lacking]
     factors = [
         _over_loops_of(kernel, access, axes, space, inner)
@@ -129,6 +115,15 @@ def _over_depth(
         flops=2 * num_points,
         compute=_make_compute(loops, factors, inner),
     )
+
+
+def _depth_of(kernel: Kernel, space: Space) -> int | None:
+    """The only loop of a product that is of no axis."""
+    axes = _axes_of(kernel, space)
+    free = [
+        number for number, loop in enumerate(kernel.loops) if number not in axes and loop.size > 1
+    ]
+    return free[0] if len(free) == 1 else None
 
 
 def _axes_of(kernel: Kernel, space: Space) -> dict[int, int]:

@@ -41,9 +41,9 @@ def verify_program(program: TileProgram, *, sram_bytes: int) -> None:
 
     Every point of every kernel is visited exactly once over nodes and time, and so is every element
     of its results; loads bring what nodes touch, from where it is at that time; sums whose parts
-    lie at several nodes are put together; kernels of a chain have the same blocks, and can go on with
-    what there is of each; nothing is read after its last use; patterns say no
-    less than what has to move; no node's memory is ever over its capacity.
+    lie at several nodes are put together; kernels of a chain have the same blocks, and can go on
+    with what there is of each; nothing is read after its last use; patterns say no less than what
+    has to move; no node's memory is ever over its capacity.
 
     Args:
         program: to check.

@@ -120,10 +120,10 @@ class ChainWork:
             assert len({len(each) for each in parts}) == 1, "kernels with other blocks"
             options.append(list(zip(*parts, strict=True)))
         for places in product(*(range(len(each)) for each in options)):
-            ranges = [list(each) for each in self.ranges]
-            for axis, parts, place in zip(self.chain.axes, options, places, strict=True):
+            ranges: list[list[Range]] = [list(each) for each in self.ranges]
+            for axis, option, place in zip(self.chain.axes, options, places, strict=True):
                 for number, loops in enumerate(axis.loops):
-                    for loop, part in zip(loops, parts[place][number], strict=True):
+                    for loop, part in zip(loops, option[place][number], strict=True):
                         ranges[number][loop] = part
             yield [tuple(each) for each in ranges], places[-1] == 0
 

@@ -63,7 +63,7 @@ class _Rows:
         return top
 
     def sum_factor(self, olds: Sequence[Tensor], news: Sequence[Tensor]) -> Tensor:
-        """Of exponentials that were relative to another maximum; of minus infinity there are none."""
+        """Of exponentials relative to another maximum; to minus infinity there are none."""
         old, new = olds[0], news[0]
         factor = (self.anchor(old) - self.anchor(new)).exp()
         return torch.where(old == -torch.inf, 0.0, factor)

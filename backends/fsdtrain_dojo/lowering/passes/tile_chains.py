@@ -14,8 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fsdtrain_dojo.lowering.chain import Chain, ChainAxis
-from fsdtrain_dojo.lowering.chain_space import Space, find_spaces
-from fsdtrain_dojo.lowering.shorten_sums import shorten_sums
+from fsdtrain_dojo.lowering.chain_space import Space
 from fsdtrain_dojo.lowering.kernel import (
     Access,
     Combine,
@@ -25,6 +24,7 @@ from fsdtrain_dojo.lowering.kernel import (
     Unit,
     Value,
 )
+from fsdtrain_dojo.lowering.shorten_sums import shorten_sums
 
 
 def tile_chains(graph: KernelGraph, spaces: Sequence[Space]) -> KernelGraph:

@@ -31,9 +31,9 @@ class Attention(nn.Module):
         super().__init__()
         torch.manual_seed(heads + width)
         self.heads, self.kind = heads, kind
-        self.query, self.key, self.value = (
-            nn.Linear(heads * width, heads * width) for _ in range(3)
-        )
+        channels = heads * width
+        self.query, self.value = (nn.Linear(channels, channels) for _ in range(2))
+        self.key = nn.Linear(channels, channels, bias=False)  # one would have no gradient
         self.out = nn.Linear(heads * width, 3)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
