@@ -141,8 +141,7 @@ class ChainWork:
         held = [self._operand(number, index) for index in range(len(kernel.loaded))]
         tensors = self._run_block(kernel, ranges, held)
         boxes = [
-            kernel.touched(access, ranges, self.shapes[access.value])
-            for access in kernel.writes
+            kernel.touched(access, ranges, self.shapes[access.value]) for access in kernel.writes
         ]
         pieces = [Piece(box, tensor) for box, tensor in zip(boxes, tensors, strict=True)]
         for access, piece in zip(kernel.writes, pieces, strict=True):
