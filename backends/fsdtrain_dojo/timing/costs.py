@@ -21,7 +21,7 @@ from fsdtrain_dojo.timing.fabric import build_fabric
 from fsdtrain_dojo.timing.kernel_time import time_kernel
 from fsdtrain_dojo.timing.kernel_work import describe_work, nodes_time
 from fsdtrain_dojo.timing.node_rates import SUM_BYTES
-from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, cost_transfer, has_own
+from fsdtrain_dojo.timing.transfer_cost import REDUCTIONS, cost_transfer, has_own, load_latency_s
 
 _Key = TypeVar("_Key")
 
@@ -102,6 +102,21 @@ class Costs:
             rate = self.fabric.receive_bytes_per_s
             self._arriving[key] = int(lacking.max()) * value.element_bytes * share / rate
         return self._arriving[key]
+
+    def least_load(self, source: Layout, boxes: Boxes, value: Value, share: float) -> TransferCost:
+        """Of `load` between nodes of a mesh, what is quicker to tell: a bound, and the latency.
+
+        NOTHING: there already.
+        """
+        key = (source.storage, id(source.boxes), id(boxes), value.element_bytes, share)
+        if key in self._loads:
+            return self._loads[key]
+        arriving_s = self.least_arriving_s(source, boxes, value, share)
+        if not arriving_s:
+            return NOTHING
+        latency_s = load_latency_s(self.fabric, source, boxes, share=share)
+        busy_s = {Resource.LINK: arriving_s}
+        return TransferCost(seconds=latency_s, latency_s=latency_s, busy_s=busy_s)
 
     def store(self, transfer: Transfer, value: Value) -> TransferCost:
         """What it costs to bring results where they shall be; partial sums travel as fp32."""

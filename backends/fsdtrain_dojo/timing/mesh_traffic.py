@@ -49,12 +49,10 @@ class MeshTraffic:
 def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = True) -> MeshTraffic:
     """Traffic from nodes that keep boxes to nodes that need others; see the top of this file."""
     pairs = list(zip(kept.dims, needed.dims, strict=True))
-    turned_rc = [(k, n) for k, n in pairs if k.axis is Axis.ROW and n.axis is Axis.COLUMN]
-    turned_cr = [(k, n) for k, n in pairs if k.axis is Axis.COLUMN and n.axis is Axis.ROW]
+    turned_rc, turned_cr = _turned(kept, needed)
     turns = bool(turned_rc or turned_cr)
     options = {"is_multicast": is_multicast, "by_keeper": turns}
-    down = _follow(kept, needed, Axis.ROW, (), **options)
-    across = _follow(kept, needed, Axis.COLUMN, (), **options)
+    across, down = along_axes(kept, needed, is_multicast=is_multicast)
     down_straight, across_straight = down, across
     if turned_cr:
         down_straight = _follow(kept, needed, Axis.ROW, turned_cr, **options)
@@ -84,6 +82,26 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
         piece=down.piece * across_straight.piece * fixed * float(np.prod(turned)),
         along_rows=across,
         along_columns=down,
+    )
+
+
+def along_axes(
+    kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = True
+) -> tuple[AxisTraffic, AxisTraffic]:
+    """`MeshTraffic.along_rows` and `along_columns`, without the rest."""
+    options = {"is_multicast": is_multicast, "by_keeper": any(_turned(kept, needed))}
+    across = _follow(kept, needed, Axis.COLUMN, (), **options)
+    return across, _follow(kept, needed, Axis.ROW, (), **options)
+
+
+def _turned(
+    kept: SplitBoxes, needed: SplitBoxes
+) -> tuple[list[tuple[Ranges, Ranges]], list[tuple[Ranges, Ranges]]]:
+    """Dimensions kept along rows and needed along columns, and the other way round."""
+    pairs = list(zip(kept.dims, needed.dims, strict=True))
+    return (
+        [(k, n) for k, n in pairs if k.axis is Axis.ROW and n.axis is Axis.COLUMN],
+        [(k, n) for k, n in pairs if k.axis is Axis.COLUMN and n.axis is Axis.ROW],
     )
 
 

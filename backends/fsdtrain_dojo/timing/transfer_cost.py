@@ -17,7 +17,7 @@ from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.fabric import Fabric
 from fsdtrain_dojo.timing.link_time import busiest_link, busiest_port, over_hops, packet_waste
 from fsdtrain_dojo.timing.memory_cost import cost_memory
-from fsdtrain_dojo.timing.mesh_traffic import MeshTraffic, route_boxes
+from fsdtrain_dojo.timing.mesh_traffic import MeshTraffic, along_axes, route_boxes
 from fsdtrain_dojo.timing.reduce_cost import REDUCTIONS, cost_reduce
 from fsdtrain_dojo.timing.switch_cost import cost_switch
 
@@ -120,6 +120,20 @@ def _is_one_to_one(way: AxisTraffic) -> bool:
     return bool((way.is_served.sum(1) <= 1).all() and (way.is_served.sum(0) <= 1).all())
 
 
+def load_latency_s(fabric: Fabric, source: Layout, needed: Boxes, *, share: float) -> float:
+    """`TransferCost.latency_s` of a load between nodes of a mesh, found before the rest of it."""
+    assert source.boxes is not None
+    kept, wanted = split_boxes(source.boxes), split_boxes(needed)
+    return _longest_way_s(fabric, *along_axes(kept, wanted, is_multicast=share == 1.0))
+
+
+def _longest_way_s(fabric: Fabric, along_rows: AxisTraffic, along_columns: AxisTraffic) -> float:
+    return float(
+        (fabric.row_way_s * along_rows.is_served).max(initial=0.0)
+        + (fabric.column_way_s * along_columns.is_served).max(initial=0.0)
+    )
+
+
 def _price(fabric: Fabric, traffic: MeshTraffic, element_bytes: float) -> TransferCost:
     scale = element_bytes * packet_waste(fabric, traffic.piece * element_bytes)
     ways = (traffic.east, traffic.west, traffic.south, traffic.north)
@@ -128,10 +142,7 @@ def _price(fabric: Fabric, traffic: MeshTraffic, element_bytes: float) -> Transf
         | busiest_port(fabric, float(traffic.sent.max()) * scale, fabric.send_bytes_per_s)
         | busiest_port(fabric, float(traffic.received.max()) * scale, fabric.receive_bytes_per_s)
     )
-    latency_s = float(
-        (fabric.row_way_s * traffic.along_rows.is_served).max(initial=0.0)
-        + (fabric.column_way_s * traffic.along_columns.is_served).max(initial=0.0)
-    )
+    latency_s = _longest_way_s(fabric, traffic.along_rows, traffic.along_columns)
     num_bytes, joules = over_hops(fabric, *ways)
     in_and_out = float(traffic.sent.sum() + traffic.received.sum())
     return TransferCost(

@@ -10,7 +10,7 @@ equally placed values are looked up. Weights and what belongs to them lie spread
 """
 
 import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
@@ -113,6 +113,7 @@ class _Draft:
         compute_s: that the largest share takes at least.
         load_costs: of every load; of those in `by_size` the least that they can be.
         by_size: numbers of the loads that are not costed yet, the largest last.
+        late: of these, those whose latency is not known yet, though quick to tell.
         store_costs: of the first stores.
         later_s: of `least_s`, what it takes when the optimiser reads the results.
         least_s: that it takes in any case, as far as is known.
@@ -126,6 +127,7 @@ class _Draft:
     compute_s: float
     load_costs: list[TransferCost]
     by_size: list[int]
+    late: list[int]
     store_costs: list[TransferCost] = field(default_factory=list)
     later_s: float = 0.0
     least_s: float
@@ -470,15 +472,16 @@ class _Walk:
         boxes = [
             costs.boxes(kernel, access, mapping, values[access.value]) for access in kernel.loaded
         ]
+        sources = [
+            self._source(access, each) for access, each in zip(kernel.loaded, boxes, strict=True)
+        ]
         arriving_s = [
             costs.least_arriving_s(
-                self._source(access, each),
-                each,
-                values[access.value],
-                picked_share(kernel, access, mapping),
+                source, each, values[access.value], picked_share(kernel, access, mapping)
             )
-            for access, each in zip(kernel.loaded, boxes, strict=True)
+            for access, source, each in zip(kernel.loaded, sources, boxes, strict=True)
         ]
+        by_size = sorted(range(len(boxes)), key=lambda number: arriving_s[number])
         return _Draft(
             mapping=mapping,
             finish=finish,
@@ -489,27 +492,42 @@ class _Walk:
                 TransferCost(seconds=each, latency_s=0.0, busy_s={Resource.LINK: each})
                 for each in arriving_s
             ],
-            by_size=sorted(range(len(boxes)), key=lambda number: arriving_s[number]),
+            by_size=by_size,
+            late=[
+                number
+                for number in by_size
+                if costs.fabric.keeps_values and sources[number].storage is Storage.SRAM
+            ],
             least_s=max(compute_s, sum(arriving_s)),
         )
 
     def _cost_next(self, kernel: Kernel, draft: _Draft) -> None:
-        """One more transfer of a draft, loads before stores, those first that take longest."""
+        """More of what a draft's transfers cost, what is quickest to tell first."""
         values, costs = self.graph.values, self.costs
-        if draft.by_size:
-            number = draft.by_size.pop()
-            access, boxes = kernel.loaded[number], draft.boxes[number]
-            share = picked_share(kernel, access, draft.mapping)
-            source = self._source(access, boxes)
-            draft.load_costs[number] = costs.load(source, boxes, values[access.value], share)
+        if draft.late:
+            self._cost_load(kernel, draft, draft.late.pop(), costs.least_load)
         elif len(draft.store_costs) < len(draft.stores):
             store = draft.stores[len(draft.store_costs)]
             draft.store_costs.append(costs.store(store, values[store.value]))
+        elif draft.by_size:
+            self._cost_load(kernel, draft, draft.by_size.pop(), costs.load)
         else:
             draft.later_s = self._later_seconds(kernel, draft.mapping, draft.finish)
             draft.is_complete = True
         least_s = costs.least_with_transfers(draft.compute_s, draft.load_costs, draft.store_costs)
         draft.least_s = least_s + draft.later_s
+
+    def _cost_load(
+        self,
+        kernel: Kernel,
+        draft: _Draft,
+        number: int,
+        cost: Callable[[Layout, Boxes, Value, float], TransferCost],
+    ) -> None:
+        access, boxes = kernel.loaded[number], draft.boxes[number]
+        share = picked_share(kernel, access, draft.mapping)
+        source = self._source(access, boxes)
+        draft.load_costs[number] = cost(source, boxes, self.graph.values[access.value], share)
 
     def _later_seconds(self, kernel: Kernel, mapping: Mapping, finish: tuple[Finish, ...]) -> float:
         """To bring gradients of weights to where these lie."""

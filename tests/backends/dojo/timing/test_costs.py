@@ -88,6 +88,22 @@ def test_the_quick_bound_of_a_load_is_below_its_cost():
             assert (least > 0) is (found is not NOTHING)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_the_bound_of_a_load_has_its_latency_and_is_below_its_cost(share):
+    for costs in (Costs(read_machine(DIE)), die()):
+        each = value("x", 30, 40)
+        ways = layouts(costs, each.shape)
+        for source in ways:
+            for target in ways:
+                least = costs.least_load(source, target.boxes, each, share)
+                found = costs.load(source, target.boxes, each, share)
+                assert least.latency_s == found.latency_s
+                assert least.seconds <= found.seconds
+                assert least.busy_s.get(Resource.LINK, 0.0) <= found.busy_s.get(Resource.LINK, 0.0)
+                assert (least is NOTHING) is (found is NOTHING)
+                assert costs.least_load(source, target.boxes, each, share) is found
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_moved_bytes_are_what_is_needed_minus_what_is_there(seed):
     chance, costs = random.Random(seed), die()
