@@ -106,6 +106,7 @@ class DojoBackend(Backend):
                 f"backend.devices={devices} with backend.host=cuda: the emulation runs on one GPU; "
                 "set backend.devices=1, or backend.host=cpu for several processes"
             )
+        self.keeps_sums_whole = accumulate == "exact"
         self.host = host
         self.devices = devices
         self.table = SiteTable(
@@ -153,6 +154,7 @@ class DojoBackend(Backend):
             BackendError: the step is no static graph, or cannot run on this machine.
         """
         from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+        from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
         from fsdtrain_dojo.lowering.record_step import record_step
         from fsdtrain_dojo.modelled_profile import main_format, make_profile
         from fsdtrain_dojo.modelled_scale import model_scale
@@ -160,6 +162,8 @@ class DojoBackend(Backend):
 
         recorded = record_step(step, batch, optimizer, recipe=self.recipe)
         graph = expand_macros(recorded)
+        if self.keeps_sums_whole:
+            graph = keep_sums_whole(graph)
         modelled, scale = model_scale(
             graph, self.machine, batch_size=_num_samples(batch), matrix_format=main_format(graph)
         )

@@ -45,7 +45,9 @@ def model_scale(
     plan = plan_scale(
         machine, time_on, peak_format=matrix_format, levels=home_levels(machine)[-NUM_LEVELS:]
     )
-    rows = [*reversed(plan.placed), *([plan.strong] if plan.strong else [])]
+    rows = [*reversed(plan.placed)]
+    if plan.strong is not None and plan.strong.placement.num_replicas > 1:
+        rows.append(plan.strong)
     profile = ScaleProfile(
         rows=tuple(_row(each, machine) for each in rows),
         note=" ".join(

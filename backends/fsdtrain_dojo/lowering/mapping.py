@@ -88,6 +88,7 @@ def part_bounds(size: int, count: int, grain: int) -> Ints:
     grains = -(-size // grain)
     bounds = np.minimum(np.arange(count + 1) * grains // count * grain, size)
     bounds[-1] = size
+    bounds.setflags(write=False)
     return bounds
 
 
@@ -111,6 +112,7 @@ def _divide(sizes: tuple[int, ...], parts: tuple[Part, ...], length: int) -> dic
         index = np.where(busy, places // inner % part.count, 0)
         bounds = part_bounds(size, part.count, part.grain)
         found[part.loop] = np.where(busy, np.stack([bounds[index], bounds[index + 1]]), 0)
+        found[part.loop].setflags(write=False)
     return found
 
 
@@ -251,7 +253,9 @@ def span_boxes(
 def _busy_nodes(grid: Grid, used: Grid) -> NDArray[np.bool_]:
     """The first of the rows and of the columns: the same array each time, not to be changed."""
     rows, columns = (np.arange(length) < count for length, count in zip(grid, used, strict=True))
-    return rows[:, None] & columns
+    busy = rows[:, None] & columns
+    busy.setflags(write=False)
+    return busy
 
 
 class Storage(Enum):

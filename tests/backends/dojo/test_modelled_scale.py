@@ -43,6 +43,14 @@ def test_the_best_row_comes_first():
     assert rates == sorted(rates, reverse=True)
 
 
+def test_one_replica_on_all_of_it_is_one_row():
+    _, profile = model_scale(
+        training_graph(), read_machine("a100"), batch_size=BATCH, matrix_format="bf16"
+    )
+    (row,) = profile.rows
+    assert row.num_replicas == 1
+
+
 def test_efficiency_is_the_share_of_time_that_is_not_waited():
     for row in scaled(1)[1].rows:
         assert 0 < row.efficiency <= 1

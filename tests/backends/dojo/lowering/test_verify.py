@@ -374,6 +374,7 @@ def test_parts_that_overlap_or_leave_points_out_are_noticed(monkeypatch, change)
 
     def slipped(sizes, parts, length):
         found = divide(sizes, parts, length)
+        found = {loop: ranges.copy() for loop, ranges in found.items()}
         for ranges in found.values():
             ranges[1, 0] += change
         return found

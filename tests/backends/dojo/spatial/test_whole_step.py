@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from fsdtrain_dojo.accumulation import matrix_implementations
-from fsdtrain_dojo.lowering.kernel import Kernel, KernelGraph
+from fsdtrain_dojo.lowering.kernel import KernelGraph
 from fsdtrain_dojo.lowering.lower import lower
 from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
 from fsdtrain_dojo.lowering.program import Step, TileProgram
 from fsdtrain_dojo.lowering.record_step import RecordedStep, record_step, run_directly
 from fsdtrain_dojo.lowering.verify import verify_graph, verify_program
@@ -111,19 +112,6 @@ def graph_of(recorded: RecordedStep) -> KernelGraph:
         for name, each in graph.values.items()
     }
     return replace(graph, values=values)
-
-
-def with_undivided_sums(graph: KernelGraph) -> KernelGraph:
-    """Loops of reductions may not be divided, over nodes or over time."""
-
-    def undivided(kernel: Kernel) -> Kernel:
-        loops = (
-            replace(loop, is_splittable=loop.is_splittable and number not in kernel.reductions)
-            for number, loop in enumerate(kernel.loops)
-        )
-        return replace(kernel, loops=tuple(loops))
-
-    return replace(graph, kernels=tuple(map(undivided, graph.kernels)))
 
 
 def lower_and_verify(graph: KernelGraph, machine: Machine) -> TileProgram:
@@ -275,7 +263,7 @@ def test_in_dojos_order_of_sums_every_bit_is_the_same():
              recorded.calls]  # fmt: skip
     assert sum(each.function in exact.values() for each in calls) >= 8
     recorded = replace(recorded, calls=tuple(calls))
-    program = lower_and_verify(with_undivided_sums(graph_of(recorded)), read_machine(SMALL_DIE))
+    program = lower_and_verify(keep_sums_whole(graph_of(recorded)), read_machine(SMALL_DIE))
     direct = run_directly(recorded)
     found = run(program, recorded.tensors, direct).outputs
     differ = [name for name, each in found.items() if not torch.equal(each, direct[name])]
