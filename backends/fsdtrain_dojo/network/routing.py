@@ -110,9 +110,11 @@ def _find(
     targets: NDArray[np.int64],
 ) -> Routes:
     source_of = np.repeat(sources, np.diff(target_offsets))
-    for node in np.concatenate([sources, targets]):
-        if not (0 <= node < topology.num_nodes and topology.present[node]):
-            raise BackendError(f"flows from or to node {node}, which the mesh lacks")
+    ends = np.concatenate([sources, targets])
+    inside = (ends >= 0) & (ends < topology.num_nodes)
+    lacking = ~(inside & topology.present[np.where(inside, ends, 0)])
+    if lacking.any():
+        raise BackendError(f"flows from or to node {ends[lacking][0]}, which the mesh lacks")
     if (source_of == targets).any():
         node = targets[source_of == targets][0]
         raise BackendError(f"a flow from node {node} to itself needs no network; leave it out")

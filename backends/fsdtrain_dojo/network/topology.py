@@ -138,8 +138,10 @@ def build_mesh(
     """
     kinds = _link_kinds(shape, link, die_edge, tile_edge)
     present = _present_nodes(shape, missing, ports)
-    ends = [*_grid_links(shape, present, kinds), *_port_links(shape, present, ports)]
-    columns = [np.array(column) for column in zip(*ends, strict=True)] or [np.zeros(0)] * 6
+    between = _grid_links(shape, present, kinds)
+    ends = _port_links(shape, present, ports)
+    at_ports = [np.array(column) for column in zip(*ends, strict=True)] or [np.zeros(0, int)] * 6
+    columns = [np.concatenate(pair) for pair in zip(between, at_ports, strict=True)]
     source, target, direction, level = (column.astype(np.int64) for column in columns[:4])
     link_from = np.full((shape.columns * shape.rows, 4), -1, np.int64)
     in_grid = direction < Direction.OUT_OF_GRID
@@ -230,40 +232,32 @@ def _present_nodes(
 
 def _grid_links(
     shape: MeshShape, present: NDArray[np.bool_], kinds: dict[Level, LinkKind]
-) -> list[_End]:
-    ends: list[_End] = []
-    steps = (
-        (Direction.EAST, 1, 0),
-        (Direction.WEST, -1, 0),
-        (Direction.SOUTH, 0, 1),
-        (Direction.NORTH, 0, -1),
-    )
-    for row in range(shape.rows):
-        for column in range(shape.columns):
-            source = row * shape.columns + column
-            for direction, right, down in steps:
-                to_column, to_row = column + right, row + down
-                target = to_row * shape.columns + to_column
-                inside = 0 <= to_column < shape.columns and 0 <= to_row < shape.rows
-                if not (inside and present[source] and present[target]):
-                    continue
-                level = _level_between(shape, (column, row), (to_column, to_row))
-                kind = kinds[level]
-                rate, latency = kind.bytes_per_clock, kind.latency_clocks
-                ends.append((source, target, direction, level, rate, latency))
-    return ends
+) -> list[NDArray[np.generic]]:
+    """The six figures of an `_End` for all links between nodes of the grid."""
+    row, column = (each[..., None] for each in np.indices((shape.rows, shape.columns)))
+    source, direction = np.broadcast_arrays(row * shape.columns + column, np.arange(4))
+    to_column = column + np.array([1, -1, 0, 0])  # by `Direction`
+    to_row = row + np.array([0, 0, 1, -1])
+    inside = (to_column >= 0) & (to_column < shape.columns) & (to_row >= 0) & (to_row < shape.rows)
+    target = np.where(inside, to_row * shape.columns + to_column, source)
+    exists = inside & present[source] & present[target]
 
+    def crosses(columns: int | None, rows: int | None) -> NDArray[np.bool_]:
+        width, height = columns or shape.columns, rows or shape.rows
+        return (column // width != to_column // width) | (row // height != to_row // height)
 
-def _level_between(shape: MeshShape, here: tuple[int, int], there: tuple[int, int]) -> Level:
-    def crosses(columns: int | None, rows: int | None) -> bool:
-        widths = (columns or shape.columns, rows or shape.rows)
-        return any(
-            a // width != b // width for a, b, width in zip(here, there, widths, strict=True)
-        )
-
-    if crosses(shape.tile_columns, shape.tile_rows):
-        return Level.TILE_EDGE
-    return Level.DIE_EDGE if crosses(shape.die_columns, shape.die_rows) else Level.NODE
+    level = np.where(crosses(shape.die_columns, shape.die_rows), Level.DIE_EDGE, Level.NODE)
+    level = np.where(crosses(shape.tile_columns, shape.tile_rows), Level.TILE_EDGE, level)[exists]
+    # A mesh without such edges has no such links.
+    of_level = [kinds.get(each, kinds[Level.NODE]) for each in Level]
+    return [
+        source[exists],
+        target[exists],
+        direction[exists],
+        level,
+        np.array([kind.bytes_per_clock for kind in of_level])[level],
+        np.array([kind.latency_clocks for kind in of_level])[level],
+    ]
 
 
 def _port_links(
