@@ -9,8 +9,10 @@ equally placed values are looked up. Weights and what belongs to them lie spread
 (`finish.home_division`) and go back there. What does not fit is left to `allocate_sram`.
 """
 
+import gc
 import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
@@ -56,6 +58,22 @@ NUM_EXPLAINED = 4
 EVERYWHERE_BYTES = 64
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Without looks for reference cycles: the search makes none, but many objects that live on.
+
+    Going through all objects of the process again and again would take a sixth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
 def choose_layouts(graph: KernelGraph, costs: Costs) -> TileProgram:
     """The program with a mapping for every kernel and a layout for every value.
 
