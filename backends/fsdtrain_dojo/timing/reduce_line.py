@@ -7,12 +7,14 @@ an upper bound: every round waits for its slowest hop.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from fsdtrain_dojo.timing.reduce_kernel import cut_into_groups
 
 Floats = NDArray[np.float64]
 
@@ -40,20 +42,8 @@ class ReduceLine:
     @cached_property
     def _parts(self) -> tuple["_ManyHops", "_ManyHops"]:
         """For every number of nodes a group: the slowest group, and the line of first nodes."""
-        within, between = [], []
-        for size in range(2, len(self)):
-            starts = range(0, len(self), size)
-            groups = [self._hops(start, min(start + size, len(self))) for start in starts]
-            within.append(max(groups, key=lambda hops: (hops.latency_s, hops.sum_byte_s)))
-            spans = [self._hops(start, start + size + 1) for start in starts[:-1]]
-            between.append(
-                _Hops(
-                    count=len(spans),
-                    latency_s=sum(span.latency_s for span in spans),
-                    sum_byte_s=sum(span.max_byte_s for span in spans),
-                    max_byte_s=max(span.max_byte_s for span in spans),
-                )
-            )
+        latency_s, byte_s = np.array(self.latency_s), np.array(self.byte_s)
+        within, between = cut_into_groups(latency_s, byte_s)
         return _ManyHops(within), _ManyHops(between)
 
     def _hops(self, first: int, last: int) -> "_Hops":
@@ -108,13 +98,10 @@ class _Hops:
 
 
 class _ManyHops:
-    """Several `_Hops`, each figure a column of its own."""
+    """Several `_Hops`, each figure a column of its own, given these as rows."""
 
-    def __init__(self, each: Sequence[_Hops]) -> None:
-        self.count = np.array([[hops.count] for hops in each])
-        self.latency_s = np.array([[hops.latency_s] for hops in each])
-        self.sum_byte_s = np.array([[hops.sum_byte_s] for hops in each])
-        self.max_byte_s = np.array([[hops.max_byte_s] for hops in each])
+    def __init__(self, figures: Floats) -> None:
+        self.count, self.latency_s, self.sum_byte_s, self.max_byte_s = figures[:, :, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +215,8 @@ def ring_along(line: ReduceLine, num_bytes: float, is_adding: bool) -> LineCost:
     steps = count - 1
     twice = np.concatenate([hops, hops])
     at = np.concatenate([[0.0], np.cumsum(twice - busy)])
-    longest = max(
-        float((at[first + 1 : first + steps + 1] - at[first]).max()) for first in range(count)
-    )
+    farthest = sliding_window_view(at[1:], steps).max(1)[:count]
+    longest = float((farthest - at[:count]).max())
     return LineCost(
         seconds=steps * busy + longest,
         add_s=add * steps,

@@ -102,11 +102,13 @@ def follow_keepers(
                     low[dim] = max(low[dim], kept[dim, 0, keeper])
                     high[dim] = min(high[dim], kept[dim, 1, keeper])
                 amount *= max(high[dim] - low[dim], 0)
+                if amount == 0.0:
+                    break
             if amount > 0:
                 is_counted = alike[0, place] > last if is_forward else alike[1, place] < first
                 if is_counted or not is_multicast:
                     total += amount
-                for dim in range(num_dims):
+                for dim in range(num_dims if has_hulls else 0):
                     begin[dim] = min(begin[dim], low[dim]) if is_any else low[dim]
                     end[dim] = max(end[dim], high[dim]) if is_any else high[dim]
                 is_any = True
