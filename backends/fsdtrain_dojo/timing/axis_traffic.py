@@ -156,6 +156,8 @@ def _without_overlaps(ranges: Ints, keeps: NDArray[np.bool_]) -> Ints:
     Where one range lies within another, all stay as they are.
     """
     firsts = np.unique(ranges[0][keeps])
+    if len(firsts) == 1:
+        return ranges
     following = np.append(firsts[1:], np.iinfo(np.int64).max)
     nearest = following[np.minimum(np.searchsorted(firsts, ranges[0]), len(firsts) - 1)]
     longest = np.zeros(len(firsts), np.int64)

@@ -34,6 +34,8 @@ class Ranges:
 
     def widened(self, length: int) -> bytes:
         """As a dimension that runs along an axis of this length."""
+        if self.ranges.shape[1] == length:
+            return self.key
         return np.repeat(self.ranges, length // self.ranges.shape[1], axis=1).tobytes()
 
 
@@ -94,6 +96,14 @@ class SplitBoxes:
 
     def busy(self, axis: Axis) -> NDArray[np.bool_]:
         return self.rows if axis is Axis.ROW else self.columns
+
+    def busy_bytes(self, axis: Axis) -> bytes:
+        """`busy` as a key."""
+        return self._busy_bytes[0 if axis is Axis.ROW else 1]
+
+    @cached_property
+    def _busy_bytes(self) -> tuple[bytes, bytes]:
+        return self.rows.tobytes(), self.columns.tobytes()
 
 
 def split_boxes(boxes: Boxes) -> SplitBoxes:

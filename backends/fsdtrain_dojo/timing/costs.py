@@ -40,6 +40,7 @@ class Costs:
         self.fabric = build_fabric(machine)
         self._boxes: dict[object, Boxes] = {}
         self._loads: dict[object, TransferCost] = {}
+        self._least: dict[object, TransferCost] = {}
         self._arriving: dict[object, float] = {}
         self._stores: dict[object, TransferCost] = {}
         self._kept: list[object] = []  # whose ids are keys
@@ -111,12 +112,15 @@ class Costs:
         key = (source.storage, id(source.boxes), id(boxes), value.element_bytes, share)
         if key in self._loads:
             return self._loads[key]
-        arriving_s = self.least_arriving_s(source, boxes, value, share)
-        if not arriving_s:
-            return NOTHING
-        latency_s = load_latency_s(self.fabric, source, boxes, share=share)
-        busy_s = {Resource.LINK: arriving_s}
-        return TransferCost(seconds=latency_s, latency_s=latency_s, busy_s=busy_s)
+        if key not in self._least:
+            found = NOTHING
+            arriving_s = self.least_arriving_s(source, boxes, value, share)
+            if arriving_s:
+                latency_s = load_latency_s(self.fabric, source, boxes, share=share)
+                busy_s = {Resource.LINK: arriving_s}
+                found = TransferCost(seconds=latency_s, latency_s=latency_s, busy_s=busy_s)
+            self._least[key] = found
+        return self._least[key]
 
     def store(self, transfer: Transfer, value: Value) -> TransferCost:
         """What it costs to bring results where they shall be; partial sums travel as fp32."""

@@ -48,7 +48,6 @@ class MeshTraffic:
 
 def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = True) -> MeshTraffic:
     """Traffic from nodes that keep boxes to nodes that need others; see the top of this file."""
-    pairs = list(zip(kept.dims, needed.dims, strict=True))
     turned_rc, turned_cr = _turned(kept, needed)
     turns = bool(turned_rc or turned_cr)
     options = {"is_multicast": is_multicast, "by_keeper": turns}
@@ -59,7 +58,14 @@ def route_boxes(kept: SplitBoxes, needed: SplitBoxes, *, is_multicast: bool = Tr
     if turned_rc:
         across_straight = _follow(kept, needed, Axis.COLUMN, turned_rc, **options)
     fixed = float(
-        np.prod([n.extent[0] for k, n in pairs if k.axis is None and n.axis is None], initial=1.0)
+        np.prod(
+            [
+                need.extent[0]
+                for have, need in zip(kept.dims, needed.dims, strict=True)
+                if have.axis is None and need.axis is None
+            ],
+            initial=1.0,
+        )
     )
     south, north = _column_phase(down, kept, needed, turned_rc)
     row_phase = _row_phase
@@ -129,8 +135,8 @@ def _follow(
         (*(have.key for have, _ in both), *(have.key for have in only_kept)),
         (*(need.widened(length) for _, need in both), *(need.key for need in only_needed)),
         len(both),
-        kept.busy(axis).tobytes(),
-        needed.busy(axis).tobytes(),
+        kept.busy_bytes(axis),
+        needed.busy_bytes(axis),
         is_multicast,
         by_keeper,
     )
