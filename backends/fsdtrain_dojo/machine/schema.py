@@ -46,6 +46,7 @@ class SharedMemory:
     bytes_per_s: float
     latency_s: float  # of the memory, without the links to it
     joules_per_byte: float
+    num_served: int = 1  # members that one read reaches where they ask for the same together
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,9 @@ def cost_switch(
     unique = min(total, _union(boxes) * element_bytes)
     if not is_load and not is_reduction and total:
         by_node = by_node * (unique / total)
-    return _cost(fabric, by_node, unique, resident_share if is_load else 0.0, waste)
+    return _cost(
+        fabric, by_node, unique, resident_share if is_load else 0.0, waste, is_load=is_load
+    )
 
 
 def _union(boxes: Boxes) -> float:
@@ -59,7 +61,13 @@ def _union(boxes: Boxes) -> float:
 
 
 def _cost(
-    fabric: Fabric, by_node: np.ndarray, unique: float, resident_share: float, waste: float
+    fabric: Fabric,
+    by_node: np.ndarray,
+    unique: float,
+    resident_share: float,
+    waste: float,
+    *,
+    is_load: bool,
 ) -> TransferCost:
     memory = fabric.memory
     assert memory is not None
@@ -77,10 +85,12 @@ def _cost(
         if number:
             num_bytes["switch link"] = num_bytes.get("switch link", 0.0) + asked
         if stage.capacity_bytes:
-            in_group = asked / _groups_used(fabric, number, by_node)
+            # One read may reach several nodes; each thing is read once at least.
+            read = max(asked / stage.num_served, min(asked, unique)) if is_load else asked
+            in_group = read / _groups_used(fabric, number, by_node)
             link_s = max(link_s, in_group / stage.bytes_per_s)
-            joules += asked * stage.joules_per_byte
-            num_bytes["shared memory"] += asked
+            joules += read * stage.joules_per_byte
+            num_bytes["shared memory"] += read
             asked = _missed(stage, asked, unique)
             busiest = asked / _groups_used(fabric, number, by_node)
     outside = asked * (1 - resident_share) * waste

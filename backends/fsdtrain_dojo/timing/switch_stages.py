@@ -20,6 +20,7 @@ class SwitchStage:
         bytes_per_s: of that cache.
         latency_s: of that cache.
         joules_per_byte: of that cache.
+        num_served: nodes that one read of it reaches where they ask for the same together.
     """
 
     num_groups: int
@@ -31,6 +32,7 @@ class SwitchStage:
     bytes_per_s: float = float("inf")
     latency_s: float = 0.0
     joules_per_byte: float = 0.0
+    num_served: int = 1
 
 
 def find_stages(machine: Machine) -> tuple[SwitchStage, ...]:
@@ -55,6 +57,7 @@ def find_stages(machine: Machine) -> tuple[SwitchStage, ...]:
                 bytes_per_s=cache.bytes_per_s if cache else float("inf"),
                 latency_s=cache.latency_s if cache else 0.0,
                 joules_per_byte=cache.joules_per_byte if cache else 0.0,
+                num_served=cache.num_served if cache else 1,
             )
         )
         link = level.edge

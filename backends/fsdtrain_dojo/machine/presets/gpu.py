@@ -4,6 +4,8 @@ A GPU of several compute dies has a level more: SMs at the switch of a die, dies
 the package. Figures are in the files beside this one.
 """
 
+from dataclasses import replace
+
 from fsdtrain_dojo.machine.node import (
     Link,
     LocalMemory,
@@ -41,7 +43,9 @@ def build_gpu(values: Values, matrix_formats: dict[str, str]) -> Machine:
         rows=1,
         columns=values.number("num_sms"),
         topology=Topology.SWITCH,
-        shared_memory=_build_cache(values, "l2"),
+        shared_memory=replace(
+            _build_cache(values, "l2"), num_served=values.number("multicast_sms")
+        ),
     )
     return _build(values, matrix_formats, (gpu,))
 

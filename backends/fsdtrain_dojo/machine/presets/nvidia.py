@@ -93,6 +93,7 @@ A100: Table = ALIKE | {
     "l2_tb_per_s": constant(
         7.2, "TB/s", ATTRIBUTED, "5120 B a clock at 1.41 GHz; LLMCompass, GA100", (4.5, 7.2)
     ),
+    "multicast_sms": constant(1, "count", ATTRIBUTED, f"clusters came with Hopper; {HOPPER}"),
     "l2_latency_ns": constant(
         71, "ns", RECALLED, "a hit takes 200 cycles with the links", (50, 110)
     ),
@@ -135,6 +136,13 @@ H100: Table = ALIKE | {
     ),
     "l2_mib": constant(50, "MiB", ATTRIBUTED, HOPPER),
     "l2_tb_per_s": constant(5.5, "TB/s", RECALLED, f"measured; {CC_H100}", (5.5, 10)),
+    "multicast_sms": constant(
+        2,
+        "count",
+        ASSUMED,
+        "SMs of a cluster that share an operand, of 8 in a 2 x 4 cluster at most; CUTLASS's choice",
+        (1, 4),
+    ),
     "l2_latency_ns": constant(
         65, "ns", RECALLED, "a hit takes 260 cycles with the links", (50, 110)
     ),

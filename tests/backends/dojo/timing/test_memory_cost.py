@@ -146,6 +146,19 @@ def test_the_cache_gives_again_what_other_nodes_just_asked_for():
     assert resident.latency_s < small.latency_s
 
 
+@pytest.mark.parametrize("num_served", [1, 2, 4])
+def test_one_read_of_the_cache_reaches_the_nodes_of_a_cluster_that_share_it(num_served):
+    fabric = build_fabric(read_machine({"name": "h100", "multicast_sms": num_served}))
+    nodes = fabric.num_nodes
+    shared = boxes_of((8 * MEBI,), fabric.grid, [], [(-1, nodes)])
+    cost = cost_transfer(fabric, load(shared), 1)
+    assert cost.num_bytes["node link"] == nodes * 8 * MEBI, "every node takes all of it"
+    assert cost.num_bytes["shared memory"] == nodes * 8 * MEBI / num_served
+    own = boxes_of((nodes * MEBI,), fabric.grid, [], [(0, nodes)])
+    for way in (load(own), store(own)):
+        assert cost_transfer(fabric, way, 1).num_bytes["shared memory"] == nodes * MEBI
+
+
 def test_partial_results_are_added_in_the_cache():
     fabric = build_fabric(read_machine("a100"))
     boxes = boxes_of((54 * MEBI // 16,), fabric.grid, [], [(0, 54), (-1, 2)])
