@@ -8,6 +8,7 @@ over the axes keep the output in place and multicast panels of A and B along row
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 
 from fsdtrain_dojo.lowering.kernel import Access, Kernel
@@ -77,11 +78,16 @@ def _axis_divisions(
     if length == 1:
         return [()]
     found: dict[tuple[Part, ...], float] = {}
+
+    @cache
+    def part_of(loop: int, places: int) -> Part:
+        return _part(kernel, loop, places, grains)
+
     loops = [
         number for number, loop in enumerate(kernel.loops) if loop.is_splittable and loop.size > 1
     ]
     for first in loops:
-        part = _part(kernel, first, length, grains)
+        part = part_of(first, length)
         if part.count > 1:
             found[part,] = _share(kernel, (part,))
         for second in loops:
@@ -89,9 +95,9 @@ def _axis_divisions(
                 continue
             full = length // min(kernel.loops[second].size, length)
             for count in {*_FIRST_COUNTS, full, part.count}:
-                outer = _part(kernel, first, min(count, length // 2), grains)
-                inner = _part(kernel, second, length // max(outer.count, 1), grains)
-                if outer.count > 1 and inner.count > 1:
+                outer = part_of(first, min(count, length // 2))
+                inner = part_of(second, length // max(outer.count, 1))
+                if outer.count > 1 and inner.count > 1 and (outer, inner) not in found:
                     found[outer, inner] = _share(kernel, (outer, inner))
     # The most even ones, but at least one of every set of loops: who is divided decides traffic.
     ordered = sorted(found, key=lambda parts: (found[parts], len(parts)))

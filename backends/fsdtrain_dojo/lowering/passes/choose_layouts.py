@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from fsdtrain_dojo.lowering.candidates import divisions, follow, largest_share
 from fsdtrain_dojo.lowering.chain import Chain
@@ -381,8 +382,12 @@ class _Walk:
         followed += self._renewing(kernel)
         values = self.graph.values
 
+        @cache
+        def least_of(sizes: tuple[int, ...]) -> float:
+            return self.costs.least_seconds(kernel, values, sizes)
+
         def least(mapping: Mapping) -> float:
-            return self.costs.least_seconds(kernel, values, largest_share(kernel, mapping))
+            return least_of(largest_share(kernel, mapping))
 
         yield [(least(mapping), mapping) for mapping in followed]
         divided = divisions(kernel, self.grid, self.costs.grains(kernel))
