@@ -30,12 +30,13 @@ for label, (module, name, types, constants, _) in json.loads(sys.argv[1]).items(
     for i, argument in enumerate(kernel.arg_names):
         if argument in constants:
             value = constants[argument]
-            constexprs[i,] = getattr(tl, value) if isinstance(value, str) else value
+            constexprs[i,] = getattr(tl, value, value) if isinstance(value, str) else value
             signature[argument] = "constexpr"
         else:
-            # Sizes and strides are multiples of 16 here, as they mostly are.
             signature[argument] = types.get(argument, "i32")
-            attributes[i,] = [["tt.divisibility", 16]]
+            if signature[argument] != "fp32":
+                # Sizes and strides are multiples of 16 here, as they mostly are.
+                attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     found[label] = compiled.asm["ptx"]
@@ -86,6 +87,22 @@ CASES: dict[str, tuple[str, str, dict[str, str], dict[str, Any], list[str]]] = {
         {"ALPHA": 0.25, "GAMMA": 2.0, "NEEDS_GRADIENT": True, "BLOCK_N": 1024},
         ["ld.global.v4.b32", "st.global.v4.b32"],
     ),
+    **{
+        f"yuv_to_input, {layout}, {dtype}": (
+            f"{KERNELS}.yuv_to_input_kernels", "sample",
+            {"yuv": "*u8", "mirrors": "*u8", "result": f"*{dtype}"}
+            | dict.fromkeys(["windows", "sites", "to_rgb", "colours"], "*fp32")
+            | {f"{of}_{colour}": "fp32" for of in ("mean", "scale") for colour in "rgb"},
+            {"LAYOUT": layout, "PRODUCT": product, "PRECISION": precision}
+            | {"BLOCK_h": 16, "BLOCK_w": 32, "BLOCK_R": 32, "BLOCK_C": 128},
+            instructions,
+        )
+        for layout, dtype, product, precision, instructions in (
+            ("i420", "bf16", "float16", "tf32", ["mma"]),
+            ("nv12", "bf16", "float16", "tf32", ["mma"]),
+            ("i420", "fp32", "float32", "ieee", []),
+        )
+    },
     "round_to": (
         "fsdtrain_dojo.arithmetic.rounding_triton", "_round_elements",
         {"numbers_ptr": "*fp32", "counts_ptr": "*i64", "grid_ptr": "*i32"},
