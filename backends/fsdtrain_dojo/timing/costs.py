@@ -38,6 +38,8 @@ class Costs:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.fabric = build_fabric(machine)
+        # Between the nodes that lie farthest apart; of nodes at a switch 0.
+        self.farthest_s = float(self.fabric.row_way_s.max() + self.fabric.column_way_s.max())
         self._boxes: dict[object, Boxes] = {}
         self._loads: dict[object, TransferCost] = {}
         self._least: dict[object, TransferCost] = {}

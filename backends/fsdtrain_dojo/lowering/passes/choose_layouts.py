@@ -132,7 +132,8 @@ class _Draft:
         compute_s: that the largest share takes at least.
         load_costs: of every load; of those in `by_size` the least that they can be.
         by_size: numbers of the loads that are not costed yet, the largest last.
-        late: of these, those whose latency is not known yet, though quick to tell.
+        is_short: whether latencies may take longer than all else.
+        late: if so, of the loads those whose latency is not known yet, though quick to tell.
         store_costs: of the first stores.
         later_s: of `least_s`, what it takes when the optimiser reads the results.
         least_s: that it takes in any case, as far as is known.
@@ -146,6 +147,7 @@ class _Draft:
     compute_s: float
     load_costs: list[TransferCost]
     by_size: list[int]
+    is_short: bool
     late: list[int]
     store_costs: list[TransferCost] = field(default_factory=list)
     later_s: float = 0.0
@@ -505,6 +507,8 @@ class _Walk:
             for access, source, each in zip(kernel.loaded, sources, boxes, strict=True)
         ]
         by_size = sorted(range(len(boxes)), key=lambda number: arriving_s[number])
+        least_s = max(compute_s, sum(arriving_s))
+        is_short = least_s < costs.farthest_s
         return _Draft(
             mapping=mapping,
             finish=finish,
@@ -516,19 +520,23 @@ class _Walk:
                 for each in arriving_s
             ],
             by_size=by_size,
+            is_short=is_short,
             late=[
-                number
-                for number in by_size
-                if costs.fabric.keeps_values and sources[number].storage is Storage.SRAM
+                number for number in by_size if is_short and sources[number].storage is Storage.SRAM
             ],
-            least_s=max(compute_s, sum(arriving_s)),
+            least_s=least_s,
         )
 
     def _cost_next(self, kernel: Kernel, draft: _Draft) -> None:
-        """More of what a draft's transfers cost, what is quickest to tell first."""
+        """More of what a draft's transfers cost, what tells most first.
+
+        That is the longest load or, where latencies count, these and the sums over nodes.
+        """
         values, costs = self.graph.values, self.costs
         if draft.late:
             self._cost_load(kernel, draft, draft.late.pop(), costs.least_load)
+        elif draft.by_size and not draft.is_short:
+            self._cost_load(kernel, draft, draft.by_size.pop(), costs.load)
         elif len(draft.store_costs) < len(draft.stores):
             store = draft.stores[len(draft.store_costs)]
             draft.store_costs.append(costs.store(store, values[store.value]))
