@@ -5,10 +5,11 @@
 The twin (tools/raw_hydra_bev.py) has the same parameters, function and losses; it runs NCHW, in
 fp32 and under bf16 autocast, with AdamW as torch chooses it, and reads every loss each step to log
 it. fsdtrain runs as `fit backend=cuda` does, without Lightning (tools/bench_overhead.py has that),
-eager, compiled, and compiled with CUDA graphs. They take turns in blocks of a few steps in one
-process, because a machine's speed drifts; a ratio is of neighbouring blocks. Batches are on the
-device already. Writes step-<device>.json and .md; without a GPU the rows say "not measured", and
---device cpu only tries that everything runs.
+eager, compiled, and compiled with CUDA graphs; and, to show what the emulation costs, as `fit
+backend=dojo backend/recipe=cfp8` does on the same device. They take turns in blocks of a few steps
+in one process, because a machine's speed drifts; a ratio is of neighbouring blocks. Batches are on
+the device already. Writes step-<device>.json and .md; without a GPU the rows say "not measured",
+and --device cpu only tries that everything runs.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 import triton
 from bench_overhead import make_batch
+from fsdtrain_dojo.backend import DojoBackend
 from raw_hydra_bev import RawHydraBev
 from torch import Tensor, nn
 from torch.utils import _pytree
@@ -50,6 +52,7 @@ OURS: dict[str, dict[str, Any]] = {
     "fsdtrain bf16, compiled": {"compile": "default"},
     "fsdtrain bf16, compiled, graphs": {"compile": "default", "cuda_graphs": True},
 }
+EMULATED = "dojo cfp8, emulated on this device"  # at most 1.5 times the first of ours is wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def main() -> None:
                 batch_size=options.batch_size,
             )  # fmt: skip
         else:
-            rows += [Row(size=size, variant=variant) for variant in (*RAW, *OURS)]
+            rows += [Row(size=size, variant=variant) for variant in (*RAW, *OURS, EMULATED)]
     write(rows, options.out, batch_size=options.batch_size)
 
 
@@ -113,6 +116,7 @@ def measure(size: str, device: str, *, blocks: int, steps: int, batch_size: int)
     for name, more in ours.items():
         backend = load_backend(device, {"precision": "bf16-mixed", **more})
         variants[name] = our_step(model, settings, backend)
+    variants[EMULATED] = emulated_step(model, settings, size, device)
     batches = make_batches(model, settings, device, batch_size)
     times: dict[str, list[float]] = {name: [] for name in variants}
     peaks: dict[str, float | None] = {}
@@ -227,6 +231,31 @@ def our_step(model: TrainingStep, settings: Settings, backend: Backend) -> Varia
         optimizer.step()
 
     return Variant(prepare=backend.trainer_parts, step=step)
+
+
+def emulated_step(model: TrainingStep, settings: Settings, size: str, device: str) -> Variant:
+    """As `our_step`, in Dojo's number formats; numerics are not read."""
+    config = compose_config(
+        "fit",
+        [
+            "run_dir=.", f"model={size}", "backend=dojo", "backend/recipe=cfp8",
+            f"backend.host={device}", "backend.read_every_steps=0",
+        ],
+    )  # fmt: skip
+    backend = DojoBackend(**read_settings(config).backend_options)
+    own = TrainingStep(build_network(settings.model, backend.op_table()))
+    own.load_state_dict(model.state_dict())
+    own.to(device).train()
+    backend.compile_step(own)
+    optimizer = build_optimizer(own, settings.training)
+
+    def step(batch: ClipBatch) -> None:
+        optimizer.zero_grad()
+        own(batch).loss.backward()
+        clip(own, settings)
+        backend.optimizers.step(optimizer)
+
+    return Variant(prepare=set_defaults, step=step)
 
 
 def clip(step: nn.Module, settings: Settings) -> None:
