@@ -215,70 +215,38 @@ def span_boxes(
     grid: Grid,
 ) -> Boxes:
     """What every node touches through these spans of loops of these sizes."""
-    bounds = []
+    by_row = divide_axis(sizes, mapping.rows, grid[0])
+    by_column = divide_axis(sizes, mapping.columns, grid[1])
+    whole = [(0, points) for points in sizes]
+    bounds = {loop: (found[0][:, None], found[1][:, None]) for loop, found in by_row.items()}
+    bounds |= {loop: (found[0][None, :], found[1][None, :]) for loop, found in by_column.items()}
+    first, end = [], []
     for span, size in zip(spans, shape, strict=True):
-        loops = {loop for loop, _ in span.terms}
-        parts = (mapping.parts(axis) for axis in Axis)
-        # A dimension is bounded alike whatever an axis that it does not run over divides.
-        ways = tuple(
-            (each, tuple(sizes[part.loop] for part in each))
-            if any(part.loop in loops for part in each)
-            else None
-            for each in parts
-        )
-        bounds.append(_bounds(span, size, tuple(sizes[loop] for loop, _ in span.terms), ways, grid))
+        if not any(loop in bounds for loop, _ in span.terms):
+            begin_at, stop_at = span.touched(whole, size)
+            first.append(np.full((1, 1), begin_at))
+            end.append(np.full((1, 1), stop_at))
+            continue
+        low: Ints = np.full((1, 1), span.low)
+        high: Ints = np.full((1, 1), span.high)
+        empty = np.zeros((1, 1), bool)
+        for loop, scale in span.terms:
+            start, last = bounds.get(loop, whole[loop])
+            low = low + scale * start
+            high = high + scale * (last - 1)
+            empty = empty | (start >= last)
+        low, high = low // span.divide, high // span.divide
+        if span.modulo is not None:
+            is_split = low // span.modulo != high // span.modulo
+            low = np.where(is_split, 0, low % span.modulo)
+            high = np.where(is_split, span.modulo - 1, high % span.modulo)
+        begin = np.clip(low, 0, size)
+        stop = np.minimum(high + 1, size)
+        first.append(np.where(empty, 0, begin))
+        end.append(np.where(empty, 0, np.maximum(stop, begin)))
     used = (mapping.num_used(Axis.ROW), mapping.num_used(Axis.COLUMN))
     busy = _busy_nodes(grid, grid if mapping.is_everywhere else used)
-    return Boxes(
-        shape=shape,
-        grid=grid,
-        first=tuple(first for first, _ in bounds),
-        end=tuple(end for _, end in bounds),
-        busy=busy,
-    )
-
-
-_Way = tuple[tuple[Part, ...], tuple[int, ...]]  # parts of an axis, sizes of the loops divided
-
-
-@lru_cache(maxsize=16384)
-def _bounds(
-    span: Span, size: int, points: tuple[int, ...], ways: tuple[_Way | None, ...], grid: Grid
-) -> tuple[Ints, Ints]:
-    """`Boxes.first` and `Boxes.end` of one dimension.
-
-    Args:
-        span: that is touched.
-        size: of the dimension.
-        points: of the loops of the span's terms.
-        ways: how the axes are divided; None: not over any of these loops.
-        grid: rows and columns.
-    """
-    whole = {loop: (0, count) for (loop, _), count in zip(span.terms, points, strict=True)}
-    divided: dict[int, tuple[Ints, Ints]] = {}
-    for way, length, shape in zip(ways, grid, ((-1, 1), (1, -1)), strict=True):
-        parts, sizes = way or ((), ())
-        for loop, (start, last) in _divide(sizes, parts, length).items():
-            divided[loop] = (start.reshape(shape), last.reshape(shape))
-    low: Ints = np.full((1, 1), span.low)
-    high: Ints = np.full((1, 1), span.high)
-    empty = np.zeros((1, 1), bool)
-    for loop, scale in span.terms:
-        start, last = divided.get(loop, whole[loop])
-        low = low + scale * start
-        high = high + scale * (last - 1)
-        empty = empty | (start >= last)
-    low, high = low // span.divide, high // span.divide
-    if span.modulo is not None:
-        is_split = low // span.modulo != high // span.modulo
-        low = np.where(is_split, 0, low % span.modulo)
-        high = np.where(is_split, span.modulo - 1, high % span.modulo)
-    begin = np.clip(low, 0, size)
-    stop = np.minimum(high + 1, size)
-    first, end = np.where(empty, 0, begin), np.where(empty, 0, np.maximum(stop, begin))
-    for each in (first, end):
-        each.setflags(write=False)
-    return first, end
+    return Boxes(shape=shape, grid=grid, first=tuple(first), end=tuple(end), busy=busy)
 
 
 @lru_cache(maxsize=4096)

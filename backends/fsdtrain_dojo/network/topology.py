@@ -244,7 +244,9 @@ def _grid_links(
 
     def crosses(columns: int | None, rows: int | None) -> NDArray[np.bool_]:
         width, height = columns or shape.columns, rows or shape.rows
-        return (column // width != to_column // width) | (row // height != to_row // height)
+        across, down = column // width != to_column // width, row // height != to_row // height
+        found: NDArray[np.bool_] = across | down
+        return found
 
     level = np.where(crosses(shape.die_columns, shape.die_rows), Level.DIE_EDGE, Level.NODE)
     level = np.where(crosses(shape.tile_columns, shape.tile_rows), Level.TILE_EDGE, level)[exists]
