@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from fsdtrain.backend import Backend, load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
-from fsdtrain.data.batch import ClipBatch, YuvFrames
+from fsdtrain.data.batch import ClipBatch, RgbFrames, YuvFrames
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
 from fsdtrain.engine.loggers import quiet_logs
@@ -63,7 +63,7 @@ class ViewedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        before: torch.Tensor | YuvFrames | None = None
+        before: Any = None
         for batch in self.loader:
             if self.view == "camera_blind":
                 yield batch._replace(frames=_blackened(batch.frames))
@@ -81,8 +81,8 @@ class ViewedLoader:
                 yield batch
 
 
-def _blackened(frames: torch.Tensor | YuvFrames) -> torch.Tensor | YuvFrames:
-    if isinstance(frames, YuvFrames):
+def _blackened(frames: Any) -> torch.Tensor | YuvFrames | RgbFrames:
+    if isinstance(frames, YuvFrames | RgbFrames):
         nothing = torch.zeros_like(frames.to_rgb_BN34)
         return frames._replace(to_rgb_BN34=nothing, colour_BN34=nothing)
     return torch.zeros_like(frames)

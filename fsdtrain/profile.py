@@ -29,6 +29,7 @@ from fsdtrain.engine.optimizer import build_optimizer
 from fsdtrain.engine.profile_record import ProfileRecord
 from fsdtrain.engine.run_record import prepare_run_folder, write_json
 from fsdtrain.engine.step import TrainingStep
+from fsdtrain.errors import UserError
 from fsdtrain.evaluate import record_run
 from fsdtrain.report.html import write_profile_page
 from fsdtrain.report.profile_text import explanations, ops_table, summary
@@ -57,6 +58,11 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     run_dir = prepare_run_folder(settings.run_dir)
     seed_everything(settings.seed, workers=True, verbose=False)
 
+    if settings.data.frames == "h264":
+        raise UserError(
+            "profile measures a step by itself, whose batches no device has decoded: data.frames="
+            "h264 is for fit and validate; use data.frames=i420 here"
+        )
     backend, warning = _load(settings)
     network = build_network(settings.model, backend.op_table())
     train, val = find_data(settings.data)

@@ -68,7 +68,8 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     val: str | None
     fleet: dict[str, Any] | None  # parameters of the synthetic fleet
     cameras: tuple[str, ...] | None  # None: all cameras of the clips
-    frames: Literal["rgb", "i420"]  # resampled by the workers, or by the network on its device
+    # Resampled by the workers, or by the network on its device, which decodes h264, too.
+    frames: Literal["rgb", "i420", "h264"]
     frame_stride: int
     crop_top: float  # share of the image's height cut away above (sky) ...
     crop_bottom: float  # ... and below (bonnet)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipWindow, StoredFrames
+from fsdtrain.data.batch import ClipWindow, Frames
 from fsdtrain.data.geometry import Array
 from fsdtrain.data.schema import Box3d, Lane, Occupancy, Quaternion, Vector3
 from fsdtrain.data.view import View, zoom_view
@@ -73,9 +73,9 @@ def augment_window(
     if is_mirrored:
         window = mirror_window(window)
     colour_N34 = draw_colours(len(window.intrinsics_N33), augmentation, rng)
-    if isinstance(window.frames, StoredFrames):
-        return replace(window, frames=replace(window.frames, colour_N34=colour_N34))
-    return replace(window, frames=change_colours(window.frames, colour_N34))
+    if isinstance(window.frames, np.ndarray):
+        return replace(window, frames=change_colours(window.frames, colour_N34))
+    return replace(window, frames=replace(window.frames, colour_N34=colour_N34))
 
 
 def draw_colours(
@@ -141,10 +141,8 @@ def mirror_window(window: ClipWindow) -> ClipWindow:
     )
 
 
-def _mirror_frames(
-    frames: NDArray[np.uint8] | StoredFrames,
-) -> NDArray[np.uint8] | StoredFrames:
-    if isinstance(frames, StoredFrames):
+def _mirror_frames(frames: Frames) -> Frames:
+    if not isinstance(frames, np.ndarray):
         return replace(frames, is_mirrored=not frames.is_mirrored)
     # torch: ten times as fast as a copy of numpy's reversed view
     mirrored: NDArray[np.uint8] = torch.from_numpy(frames).flip(3).numpy()

@@ -5,7 +5,7 @@ H image rows, W image columns, X BEV cells forward, Y BEV cells to the left, Z v
 S future steps, K modes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +33,24 @@ class StoredFrames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodedFrames:
+    """Video as it is stored, and how each of its pictures becomes the network's: `StoredFrames`."""
+
+    videos_N: tuple[bytes, ...]  # fsdtrain/data/encoded.py
+    where_N: tuple[str, ...]  # names shard, clip and camera in errors
+    frame_index_T: NDArray[np.int64]  # which frames of the videos
+    stored_size: tuple[int, int]
+    window_N4: NDArray[np.float64]
+    colour_N34: NDArray[np.float64]
+    is_mirrored: bool
+    image_size: tuple[int, int]
+
+
+# RGB [T, N, H, W, 3], or what can become that.
+Frames = NDArray[np.uint8] | StoredFrames | EncodedFrames
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipWindow:
     """T consecutive frames of one clip at training resolution, calibration already following.
 
@@ -41,7 +59,7 @@ class ClipWindow:
     """
 
     clip_id: str
-    frames: NDArray[np.uint8] | StoredFrames  # RGB [T, N, H, W, 3], or what can become that
+    frames: Frames
     intrinsics_N33: NDArray[np.float64]  # pinhole, pixels of image_size
     camera_to_ego_N44: NDArray[np.float64]
     timestamps_s_T: NDArray[np.float64]  # seconds since the first frame of the window
@@ -58,9 +76,9 @@ class ClipWindow:
     @property
     def image_size(self) -> tuple[int, int]:
         """Rows and columns of the network's pictures."""
-        if isinstance(self.frames, StoredFrames):
-            return self.frames.image_size
-        return self.frames.shape[2], self.frames.shape[3]
+        if isinstance(self.frames, np.ndarray):
+            return self.frames.shape[2], self.frames.shape[3]
+        return self.frames.image_size
 
 
 class YuvFrames(NamedTuple):
@@ -74,12 +92,35 @@ class YuvFrames(NamedTuple):
     is_mirrored_B: torch.Tensor  # bool
 
 
+class RgbFrames(NamedTuple):
+    """What a device decoded of `EncodedVideo`; but for the planes as `YuvFrames`."""
+
+    planes_BTNRW: torch.Tensor  # uint8, R = stored rows * 3: R, G, B as "planar444"
+    window_BN4: torch.Tensor
+    chroma_site_BN2: torch.Tensor  # without a meaning
+    to_rgb_BN34: torch.Tensor  # the identity
+    colour_BN34: torch.Tensor
+    is_mirrored_B: torch.Tensor
+
+
+class EncodedVideo(NamedTuple):
+    """`EncodedFrames` of B windows; the network gets what a device decodes of it."""
+
+    bytes_L: torch.Tensor  # uint8, the videos one behind the other
+    ends_BN: torch.Tensor  # int64, where each of them ends
+    frame_index_BT: torch.Tensor  # int64
+    stored_size: Sequence[int]
+    where_BN: Sequence[Sequence[str]]
+    window_BN4: torch.Tensor
+    colour_BN34: torch.Tensor
+    is_mirrored_B: torch.Tensor
+
+
 class ClipBatch(NamedTuple):
     """Tensors of B windows. A NamedTuple, so DataLoader, Lightning and torch.compile take it."""
 
-    frames: (
-        torch.Tensor | YuvFrames
-    )  # uint8 RGB [B, T, N, 3, H, W], or what the network makes it of
+    # uint8 RGB [B, T, N, 3, H, W], what the network makes it of, or what a device makes that of
+    frames: torch.Tensor | YuvFrames | RgbFrames | EncodedVideo
     intrinsics_BN33: torch.Tensor  # float32, pixels of the network's pictures
     camera_to_ego_BN44: torch.Tensor  # float32
     previous_to_current_BT44: torch.Tensor  # float32, ego of t-1 -> ego of t; t=0: identity

@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipBatch, ClipWindow, StoredFrames, YuvFrames
+from fsdtrain.data.batch import (
+    ClipBatch,
+    ClipWindow,
+    EncodedFrames,
+    EncodedVideo,
+    Frames,
+    StoredFrames,
+    YuvFrames,
+)
 from fsdtrain.data.geometry import Array, invert_pose
 
 Targets = Mapping[str, NDArray[np.generic]]
@@ -45,7 +53,10 @@ def collate(samples: Sequence[Sample]) -> ClipBatch:
     )
 
 
-def _stack_frames(frames: Sequence[NDArray[np.uint8] | StoredFrames]) -> torch.Tensor | YuvFrames:
+def _stack_frames(frames: Sequence[Frames]) -> torch.Tensor | YuvFrames | EncodedVideo:
+    encoded = [each for each in frames if isinstance(each, EncodedFrames)]
+    if encoded:
+        return _join_videos(encoded)
     stored = [each for each in frames if isinstance(each, StoredFrames)]
     if stored:
         return YuvFrames(
@@ -60,6 +71,21 @@ def _stack_frames(frames: Sequence[NDArray[np.uint8] | StoredFrames]) -> torch.T
         np.stack([each for each in frames if isinstance(each, np.ndarray)])
     )
     return frames_BTNHWC.permute(0, 1, 2, 5, 3, 4).contiguous()
+
+
+def _join_videos(frames: Sequence[EncodedFrames]) -> EncodedVideo:
+    videos = [video for each in frames for video in each.videos_N]
+    ends = torch.tensor([len(video) for video in videos]).cumsum(0)
+    return EncodedVideo(
+        bytes_L=torch.frombuffer(bytearray(b"".join(videos)), dtype=torch.uint8),
+        ends_BN=ends.view(len(frames), -1),
+        frame_index_BT=torch.from_numpy(np.stack([each.frame_index_T for each in frames])),
+        stored_size=frames[0].stored_size,
+        where_BN=tuple(each.where_N for each in frames),
+        window_BN4=_floats([each.window_N4 for each in frames]),
+        colour_BN34=_floats([each.colour_N34 for each in frames]),
+        is_mirrored_B=torch.tensor([each.is_mirrored for each in frames]),
+    )
 
 
 def _previous_to_current(ego_to_world_T44: Array) -> Array:

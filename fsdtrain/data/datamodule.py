@@ -15,6 +15,7 @@ from fsdtrain.data.assignment import Share, Tail
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.catalog import Catalog, open_catalog
 from fsdtrain.data.device_loader import DeviceLoader, StreamCopy
+from fsdtrain.data.device_video import check_decoding
 from fsdtrain.data.loader import ClipLoader, Quarantine
 from fsdtrain.data.shard import read_clip
 from fsdtrain.data.stream import StreamPlan, clip_name
@@ -49,7 +50,9 @@ class FleetDataModule(LightningDataModule):
         max_bad_clips: clips that may be skipped, logged and replaced, before DataError.
         train_tail: whether clips that do not fill an epoch's last step are dropped or padded.
         frames: rgb: decoded to pictures of `image_size`; i420: decoded to what is stored, resampled
-            and coloured by the network, on its device.
+            and coloured by the network, on its device; h264: not decoded by the workers at all,
+            but by the NVIDIA GPU that the batch goes to. Of a bad clip, workers then find what can
+            be found without decoding; a video that the GPU cannot decode ends the run.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class FleetDataModule(LightningDataModule):
         target_builders: Sequence[TargetBuilder] = (),
         max_bad_clips: int = 0,
         train_tail: Tail = "drop",
-        frames: Literal["rgb", "i420"] = "rgb",
+        frames: Literal["rgb", "i420", "h264"] = "rgb",
     ) -> None:
         super().__init__()
         if min(seed, num_workers, max_bad_clips) < 0:
@@ -141,6 +144,8 @@ class FleetDataModule(LightningDataModule):
 
     def _on_device(self, name: Literal["train", "val"]) -> ClipLoader | DeviceLoader:
         device = None if self.trainer is None else self.trainer.strategy.root_device
+        if self._frames == "h264":
+            check_decoding(device)
         if device is None or device.type != "cuda":
             return self.loader(name, self._share())
         loader = self.loader(name, self._share(), pin_memory=True)
@@ -155,8 +160,9 @@ class FleetDataModule(LightningDataModule):
         """
         is_training = name == "train"
         catalog, shape = self.catalog(name), self._shape
-        if self._frames == "i420":
-            shape = replace(shape, stored_size=_stored_size(catalog))
+        if self._frames != "rgb":
+            is_encoded = self._frames == "h264"
+            shape = replace(shape, stored_size=_stored_size(catalog), is_encoded=is_encoded)
         plan = StreamPlan(
             catalog=catalog,
             shape=shape,

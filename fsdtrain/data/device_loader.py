@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from fsdtrain.data.batch import ClipBatch
+from fsdtrain.data.device_video import move_batch
 from fsdtrain.data.loader import ClipLoader
 from fsdtrain.data.stream import StreamPlan
 
@@ -27,9 +28,9 @@ class BatchCopy(Protocol):
 
 
 class StreamCopy:
-    """Copies on a CUDA stream of its own, beside what the device computes.
+    """Copies, and decodes, on a CUDA stream of its own, beside what the device computes.
 
-    The copy runs by itself only out of pinned memory.
+    The copy runs by itself only out of pinned memory. The process waits for decoders.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,9 +40,7 @@ class StreamCopy:
     def send(self, batch: ClipBatch) -> tuple[ClipBatch, torch.cuda.Event]:
         """Queue the copies; the pinned memory is kept by torch until they are done."""
         with torch.cuda.stream(self._stream):
-            copied: ClipBatch = tree_map(
-                lambda tensor: tensor.to(self._device, non_blocking=True), batch
-            )
+            copied = move_batch(batch, self._device)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
             done.record(self._stream)
         return copied, done

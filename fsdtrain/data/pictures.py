@@ -11,9 +11,10 @@ from fsdtrain.ops.yuv_to_input import yuv_to_input
 def last_pictures(window: ClipWindow) -> NDArray[np.uint8]:
     """RGB [N, H, W, 3] of the last frame, as the network gets it."""
     frames = window.frames
-    if not isinstance(frames, StoredFrames):
+    if isinstance(frames, np.ndarray):
         rgb: NDArray[np.uint8] = frames[-1]
         return rgb
+    assert isinstance(frames, StoredFrames), "video has to be decoded first"
     num_cameras = len(frames.window_N4)
     rgb_NCHW = yuv_to_input(
         torch.from_numpy(frames.planes_TNRW[-1]),

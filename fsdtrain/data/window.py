@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fsdtrain.data.batch import ClipWindow, StoredFrames
+from fsdtrain.data.batch import ClipWindow, Frames, StoredFrames
+from fsdtrain.data.encoded import encoded_frames
 from fsdtrain.data.geometry import (
     Array,
     interpolate_pose,
@@ -37,6 +38,7 @@ class WindowShape:
     crop_bottom: float = 0.0  # ... and below (bonnet)
     # Rows, columns of pictures that stay as they are stored; None: they become RGB of image_size.
     stored_size: tuple[int, int] | None = None
+    is_encoded: bool = False  # whether those stay encoded, too
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.frame_stride < 1:
@@ -105,11 +107,7 @@ def cut_window(
     motion = _ego_motion(clip, reference_ns)
     return ClipWindow(
         clip_id=clip.meta.clip_id,
-        frames=(
-            _rgb_frames(clip, views, chosen, where)
-            if shape.stored_size is None
-            else _stored_frames(clip, views, chosen, shape.stored_size, where)
-        ),
+        frames=_frames(clip, shape, views, chosen, where),
         intrinsics_N33=np.stack(
             [
                 intrinsic_matrix(view_camera(camera, views[name]))
@@ -130,6 +128,16 @@ def cut_window(
             occupancy if occupancy is not None and occupancy.frame_index == chosen[-1] else None
         ),
     )
+
+
+def _frames(
+    clip: Clip, shape: WindowShape, views: Mapping[str, View], chosen: Sequence[int], where: str
+) -> Frames:
+    if shape.stored_size is None:
+        return _rgb_frames(clip, views, chosen, where)
+    _check_stored_size(clip, shape.stored_size, where)
+    make = encoded_frames if shape.is_encoded else _stored_frames
+    return make(clip, views, chosen, shape.stored_size, where)
 
 
 def _rgb_frames(
@@ -162,16 +170,26 @@ def find_stored_size(clip: Clip, *, where: str) -> tuple[int, int]:
         words = ", ".join(f"{name} {each.width}x{each.height}" for name, each in cameras.items())
         raise DataError(
             f"{where}: rig: the cameras are stored in different sizes ({words}), which "
-            "data.frames=i420 cannot batch; use data.frames=rgb"
+            "cannot be batched as they are stored; use data.frames=rgb"
         )
     for name, camera in cameras.items():
         if camera.model != "pinhole":
             raise DataError(
                 f"{where}: rig.{name}: a lens of model {camera.model} has to be straightened, "
-                "which data.frames=i420 does not do; use data.frames=rgb"
+                "which the network does not do; use data.frames=rgb"
             )
     (size,) = sizes
     return size
+
+
+def _check_stored_size(clip: Clip, stored_size: tuple[int, int], where: str) -> None:
+    found = find_stored_size(clip, where=where)
+    if found != stored_size:
+        raise DataError(
+            f"{where}: rig: pictures of {found[1]}x{found[0]} among those of "
+            f"{stored_size[1]}x{stored_size[0]}, which cannot be batched as they are stored; use "
+            "data.frames=rgb"
+        )
 
 
 def _stored_frames(
@@ -181,13 +199,6 @@ def _stored_frames(
     stored_size: tuple[int, int],
     where: str,
 ) -> StoredFrames:
-    found = find_stored_size(clip, where=where)
-    if found != stored_size:
-        raise DataError(
-            f"{where}: rig: pictures of {found[1]}x{found[0]} among those of "
-            f"{stored_size[1]}x{stored_size[0]}, which data.frames=i420 cannot batch; use "
-            "data.frames=rgb"
-        )
     pictures = [
         decode_i420(
             clip.video[name],

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fsdtrain.data.batch import ClipBatch, YuvFrames
+from fsdtrain.data.batch import ClipBatch, EncodedVideo, RgbFrames, YuvFrames
 from fsdtrain.data.geometry import BevGrid
 from fsdtrain.models.backbone import Backbone
 from fsdtrain.models.bev_encoder import BevEncoder
 from fsdtrain.models.lift import Lift
 from fsdtrain.models.memory import BevMemory
 from fsdtrain.ops.table import OpTable
+from fsdtrain.ops.yuv_to_input import YuvLayout
 
 # ImageNet's, in grey levels of 0..255; any fixed choice would do, the backbone is not pretrained.
 PIXEL_MEAN = (123.7, 116.3, 103.5)
@@ -107,15 +108,18 @@ class HydraBev(nn.Module):
         bev_BTCXY = self.encoder(bev_BTCXY.flatten(0, 1)).unflatten(0, (B, num_encoded))
         return {name: head(bev_BTCXY, batch) for name, head in self.heads.items()}
 
-    def _images(self, frames: Tensor | YuvFrames) -> Tensor:
+    def _images(self, frames: Tensor | YuvFrames | RgbFrames | EncodedVideo) -> Tensor:
         """Normalised RGB [B * T * N, 3, H, W], channels_last."""
+        assert not isinstance(frames, EncodedVideo), "decode_video comes first"
         if isinstance(frames, YuvFrames):
-            return self._images_of_video(frames)
+            return self._images_of_video(frames, "i420")
+        if isinstance(frames, RgbFrames):
+            return self._images_of_video(frames, "planar444")
         images = frames.flatten(0, 2)
         images = images.to(self.pixel_mean.dtype, memory_format=torch.channels_last)
         return (images - self.pixel_mean) / self.pixel_std
 
-    def _images_of_video(self, frames: YuvFrames) -> Tensor:
+    def _images_of_video(self, frames: YuvFrames | RgbFrames, layout: YuvLayout) -> Tensor:
         B, T, N = frames.planes_BTNRW.shape[:3]
 
         def of_every_picture(value_BN: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class HydraBev(nn.Module):
             of_every_picture(frames.to_rgb_BN34),
             of_every_picture(frames.colour_BN34),
             of_every_picture(frames.is_mirrored_B[:, None].expand(B, N)),
-            "i420",
+            layout,
             self.image_size,
             PIXEL_MEAN,
             PIXEL_STD,

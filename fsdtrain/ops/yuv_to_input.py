@@ -1,4 +1,4 @@
-"""Video to network input: planar YUV 4:2:0 as decoders make it -> RGB, resampled and normalised.
+"""Video to network input: planar pictures as decoders make them -> RGB, resampled and normalised.
 
 The plain-PyTorch function below is the specification; a backend's kernel is tested against it.
 It knows nothing of clips, cameras or codecs: what a stream says of its colours comes as numbers.
@@ -14,9 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# How the chroma planes lie behind the H rows of brightness, H and W even:
-# i420: the whole of U, then the whole of V, each H/2 x W/2 without gaps; nv12: rows of U V pairs.
-YuvLayout = Literal["i420", "nv12"]
+# How the chroma planes lie behind the H rows of brightness:
+# i420: the whole of U, then the whole of V, each H/2 x W/2 without gaps; nv12: rows of U V pairs;
+# H and W even. planar444: U and V are as large as Y. It also takes R, G and B as they are, with the
+# identity for `to_rgb`.
+YuvLayout = Literal["i420", "nv12", "planar444"]
 
 # Share of red and of blue in the brightness (ITU-R BT.601 section 2.5.1, BT.709 section 3.2).
 LUMA_SHARES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
@@ -45,11 +47,12 @@ def yuv_to_input(
     clipped again; mirrored if asked for; (RGB - mean) / std. Nothing is rounded in between.
 
     Args:
-        yuv_KRW: uint8, R = H * 3/2, packed as `layout` says.
+        yuv_KRW: uint8, R = H * 3/2, or H * 3 in planar444, packed as `layout` says.
         window_K4: (top, left, height, width) in pixels of the stored picture, integers at the edges
             of pixels; within the picture.
         chroma_site_K2: (down, right), where the first chroma sample lies, likewise: (1, 0.5) in
-            MPEG-2 and, where nothing is said, in H.264; (1, 1) in JPEG and MPEG-1.
+            MPEG-2 and, where nothing is said, in H.264; (1, 1) in JPEG and MPEG-1. Nothing in
+            planar444, where all samples lie at the centres of pixels.
         to_rgb_K34: of bytes, see `rgb_from_yuv`.
         colour_K34: of grey levels 0..255.
         is_mirrored_K: bool, left to right.
@@ -62,23 +65,29 @@ def yuv_to_input(
     Returns:
         [K, 3, h, w], channels_last in memory.
     """
-    num_pictures, num_rows, num_columns = yuv_KRW.shape
-    num_rows = num_rows * 2 // 3
+    num_pictures, num_packed_rows, num_columns = yuv_KRW.shape
+    num_rows = num_packed_rows // 3 if layout == "planar444" else num_packed_rows * 2 // 3
     half = (num_pictures, num_rows // 2, num_columns // 2)
     luma_KHCW = yuv_KRW[:, :num_rows, None]
-    if layout == "i420":
+    if layout == "planar444":
+        packed = yuv_KRW[:, num_rows:].reshape(num_pictures, 2, num_rows, num_columns)
+        chroma_KHCW = packed.transpose(1, 2)
+    elif layout == "i420":
         packed = yuv_KRW[:, num_rows:].reshape(num_pictures, 2, *half[1:])
         chroma_KHCW = packed.transpose(1, 2)
     else:
         chroma_KHCW = yuv_KRW[:, num_rows:].reshape(*half, 2).transpose(2, 3)
 
     start_K2, length_K2 = window_K4[:, :2], window_K4[:, 2:]
-    # Chroma sample i has its centre at i + 0.5 of its own plane.
-    chroma_start_K2 = (start_K2 - chroma_site_K2) / 2 + 0.5
+    chroma_start_K2, chroma_length_K2 = start_K2, length_K2
+    if layout != "planar444":
+        # Chroma sample i has its centre at i + 0.5 of its own plane.
+        chroma_start_K2 = (start_K2 - chroma_site_K2) / 2 + 0.5
+        chroma_length_K2 = length_K2 / 2
     yuv_K3hw = torch.cat(
         [
             _resample(luma_KHCW, start_K2, length_K2, out_size),
-            _resample(chroma_KHCW, chroma_start_K2, length_K2 / 2, out_size),
+            _resample(chroma_KHCW, chroma_start_K2, chroma_length_K2, out_size),
         ],
         1,
     )

@@ -5,6 +5,7 @@ It runs the model and gathers labels and outputs; `example_picture.py` draws the
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def draw_examples(
     Raises:
         UserError: the folder cannot be written to.
     """
-    plan = datamodule.val_dataloader().plan
+    plan = _decoded(datamodule.val_dataloader().plan)
     num_available = len(plan.catalog.clips)
     chosen = np.linspace(0, num_available - 1, min(num_clips, num_available)).round().astype(int)
     samples = [sample for index in chosen if (sample := _load_sample(plan, int(index))) is not None]
@@ -54,6 +55,11 @@ def draw_examples(
         for example in predict_examples(module, part, plan):
             paths.append(_write_picture(example, folder))
     return paths
+
+
+def _decoded(plan: StreamPlan) -> StreamPlan:
+    """Pictures to look at are decoded here, whatever decodes those to learn from."""
+    return replace(plan, shape=replace(plan.shape, is_encoded=False))
 
 
 def _load_sample(plan: StreamPlan, clip_index: int) -> Sample | None:

@@ -176,7 +176,8 @@ def yuv_to_input_case(
 
     def make(generator: torch.Generator) -> tuple[Any, ...]:
         K, H, W = yuv
-        packed = torch.randint(0, 256, (K, H * 3 // 2, W), generator=generator, dtype=torch.uint8)
+        num_rows = H * 3 if layout == "planar444" else H * 3 // 2
+        packed = torch.randint(0, 256, (K, num_rows, W), generator=generator, dtype=torch.uint8)
         share = 0.3 + 0.7 * torch.rand(K, 2, generator=generator)
         length = share * torch.tensor([H, W])
         start = torch.rand(K, 2, generator=generator) * (torch.tensor([H, W]) - length)
@@ -314,6 +315,7 @@ CASES = (
     yuv_to_input_case("larger", yuv=(2, 10, 14), out_size=(33, 19)),
     yuv_to_input_case("half a packed row", yuv=(5, 6, 22), out_size=(5, 7)),
     yuv_to_input_case("pairs", yuv=(2, 26, 38), out_size=(11, 17), layout="nv12"),
+    yuv_to_input_case("whole planes", yuv=(2, 13, 17), out_size=(6, 9), layout="planar444"),
     yuv_to_input_case("one of each", yuv=(1, 2, 2), out_size=(1, 1)),
     occupancy_loss_case("18 classes", voxels=(2, 9, 7, 4), num_classes=18),
     occupancy_loss_case("one class", voxels=(1, 3, 3, 2), num_classes=1),

@@ -51,7 +51,7 @@ def random_planes(
 def call(yuv: Tensor, **changes: Any) -> Tensor:
     """Without change of colour, of the whole pictures at half their size, as plain Y, U, V."""
     num_pictures, num_rows, width = yuv.shape
-    height = num_rows * 2 // 3
+    height = num_rows // 3 if changes.get("layout") == "planar444" else num_rows * 2 // 3
     given: dict[str, Any] = {
         "window_K4": torch.tensor([[0, 0, height, width]] * num_pictures).double(),
         "chroma_site_K2": torch.tensor([CENTRE] * num_pictures).double(),
@@ -176,6 +176,35 @@ def test_resamples_each_plane_as_torch_does(out_size: tuple[int, int]) -> None:
         )
         # torch computes its weights in single precision.
         torch.testing.assert_close(found[:, channel], expected[:, 0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "out_size"), [((7, 11), (3, 4)), ((5, 3), (9, 8)), ((1, 1), (2, 1))]
+)
+def test_three_planes_of_one_size_are_brightness_three_times(
+    size: tuple[int, int], out_size: tuple[int, int]
+) -> None:
+    """The loop again; of every pair of planes the chroma that it makes is thrown away."""
+    rng = np.random.default_rng([*size, *out_size])
+    given = random_arguments(rng, 2, size) | {"out_size": out_size}
+    plain = {"to_rgb_K34": IDENTITY.expand(2, 3, 4), "colour_K34": IDENTITY.expand(2, 3, 4)}
+    planes = rng.integers(0, 256, (2, 3, *size), np.uint8)
+    half = np.zeros((2, *size), np.uint8)
+    black = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    resampled = [
+        by_loops((planes[:, i], half, half), given | plain | black)[:, 0] for i in range(3)
+    ]
+    expected = np.stack(resampled, 1)
+    for change in ("to_rgb_K34", "colour_K34"):
+        matrix = given[change].numpy()
+        mixed = np.einsum("kij,kjhw->kihw", matrix[:, :, :3], expected)
+        expected = np.clip(mixed + matrix[:, :, 3, None, None], 0, 255)
+    expected = (expected - np.reshape(given["mean"], (3, 1, 1))) / np.reshape(
+        given["std"], (3, 1, 1)
+    )
+    yuv = torch.from_numpy(planes.reshape(2, 3 * size[0], size[1]))
+    found = call(yuv, **given, layout="planar444")
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
 
 
 def test_a_window_is_a_part_of_the_whole() -> None:

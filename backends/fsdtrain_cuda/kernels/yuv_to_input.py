@@ -30,7 +30,7 @@ from fsdtrain_cuda.kernels.arguments import (
 )
 
 OP = "yuv_to_input"
-LAYOUTS = ("i420", "nv12")
+LAYOUTS = ("i420", "nv12", "planar444")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_EDGE = 2**15 - 1
 SLACK = 1e-3  # of a pixel, by which a window may stick out of the picture for rounding's sake
@@ -70,8 +70,8 @@ def yuv_to_input(
     tensors = {name: tensor for name, (tensor, _) in numbers.items()}
     check_device(OP, yuv=yuv_KRW, is_mirrored=is_mirrored_K, **tensors)
     _check_result(out_size, mean, std, dtype)
-    size = (yuv_KRW.shape[1] * 2 // 3, yuv_KRW.shape[2])
-    check_once((OP, yuv_KRW.shape, yuv_KRW.device), lambda: _check_values(size, tensors))
+    size = (_num_rows(yuv_KRW, layout), yuv_KRW.shape[2])
+    check_once((OP, yuv_KRW.shape, layout, yuv_KRW.device), lambda: _check_values(size, tensors))
     made: Tensor = torch.ops.fsdtrain.yuv_to_input(
         yuv_KRW, window_K4, chroma_site_K2, to_rgb_K34, colour_K34, is_mirrored_K,
         layout, *out_size, list(map(float, mean)), list(map(float, std)), dtype,
@@ -80,18 +80,24 @@ def yuv_to_input(
 
 
 def min_bytes(window_K4: Tensor, out_size: tuple[int, int], dtype: torch.dtype) -> int:
-    """What must move: 1.5 bytes a pixel of each window, and the result once."""
+    """What must move of 4:2:0: 1.5 bytes a pixel of each window, and the result once."""
     read = 1.5 * float((window_K4[:, 2] * window_K4[:, 3]).double().sum())
     return round(read) + len(window_K4) * 3 * out_size[0] * out_size[1] * dtype.itemsize
+
+
+def _num_rows(yuv: Tensor, layout: str) -> int:
+    return yuv.shape[1] // 3 if layout == "planar444" else yuv.shape[1] * 2 // 3
 
 
 def _check_pictures(yuv: Tensor, is_mirrored: Tensor, layout: str) -> None:
     check_dtype(OP, "yuv", yuv, (torch.uint8,))
     shape = tuple(yuv.shape)
-    if yuv.ndim != 3 or 0 in shape[1:] or shape[1] % 3 or shape[2] % 2 or layout not in LAYOUTS:
+    is_shape = yuv.ndim == 3 and 0 not in shape[1:] and shape[1] % 3 == 0
+    if layout not in LAYOUTS or not is_shape or (layout != "planar444" and shape[2] % 2):
         raise BackendError(
             f"{OP}: yuv of shape {shape} in layout {layout!r} must be [pictures, 3/2 of an even "
-            f"height, an even width] in one of {', '.join(LAYOUTS)}"
+            f"height, an even width] in one of {', '.join(LAYOUTS[:2])}, or [pictures, 3 heights, "
+            f"a width] in {LAYOUTS[2]}"
         )
     if yuv.stride(2) != 1:
         raise BackendError(
@@ -153,8 +159,9 @@ def _forward(
     dtype: torch.dtype,
 ) -> Tensor:
     result = _empty(yuv, out_height, out_width, dtype)
-    num_pictures, num_packed_rows, num_columns = yuv.shape
-    num_rows = num_packed_rows * 2 // 3
+    num_pictures, _, num_columns = yuv.shape
+    num_rows = _num_rows(yuv, layout)
+    halving = 1 if layout == "planar444" else 2
     if num_pictures == 0:
         return result
 
@@ -171,7 +178,7 @@ def _forward(
     kernels.sample[launch_shape](
         yuv, window.contiguous(), chroma_site.contiguous(), to_rgb.contiguous(),
         colour.contiguous(), is_mirrored.contiguous().view(torch.uint8), result,
-        yuv.stride(0), yuv.stride(1), num_rows, num_columns, num_rows // 2, num_columns // 2,
+        yuv.stride(0), yuv.stride(1), num_rows, num_columns, num_rows // halving, num_columns // halving,
         out_height, out_width, *mean, *(1 / value for value in std),
         LAYOUT=layout, PRODUCT=tl.float32 if is_exact else tl.float16,
         PRECISION="ieee" if is_exact else "tf32",

@@ -68,6 +68,13 @@ def load_chroma(
             PRODUCT,
         )
         u, v = tl.split(pairs.reshape(pairs.shape[0], BLOCK_C, 2))
+    elif PLANE == "planar444":
+        column_C = first_column + tl.arange(0, BLOCK_C)
+        is_inside = is_row & (column_C < num_columns)[None, :]
+        u_offset_R = (chroma_row + row_R).to(tl.int64) * row_stride
+        v_offset_R = (chroma_row + num_rows + row_R).to(tl.int64) * row_stride
+        u = load_block(picture + u_offset_R[:, None] + column_C[None, :], is_inside, PRODUCT)
+        v = load_block(picture + v_offset_R[:, None] + column_C[None, :], is_inside, PRODUCT)
     else:
         # Two rows of a plane stand in one packed row; V follows U, maybe in mid-row.
         column_C = first_column + tl.arange(0, BLOCK_C)
@@ -90,7 +97,7 @@ def resample(
     PLANE: tl.constexpr, PRECISION: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_h: tl.constexpr, BLOCK_w: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile [h, w] of the plane "luma", twice, or of both planes of "i420" or "nv12" chroma.
+    """A tile [h, w] of the plane "luma", twice, or of both planes of chroma in a layout.
 
     tile = sum over blocks within reach of weights_hR (block_RC weights_Cw / sums_w), / sums_h.
     `num_rows` and `num_columns` are those of the plane, `chroma_row` is where chroma begins.
@@ -154,7 +161,7 @@ def change(row, first, second, third):
 @triton.jit
 def sample(
     yuv, windows, sites, to_rgb, colours, mirrors, result,
-    picture_stride, row_stride, num_rows, num_columns, half_rows, half_columns, h, w,
+    picture_stride, row_stride, num_rows, num_columns, chroma_rows, chroma_columns, h, w,
     mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
     LAYOUT: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_h: tl.constexpr, BLOCK_w: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -193,17 +200,25 @@ def sample(
         centre_w, step_w, first_centre_w, last_centre_w,
         "luma", PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C,
     )  # fmt: skip
-    # Chroma sample i has its centre at i + 0.5 of its own plane.
-    down = 0.5 - 0.5 * tl.load(sites + k * 2)
-    right = 0.5 - 0.5 * tl.load(sites + k * 2 + 1)
-    u, v = resample(
-        picture, row_stride, half_rows, half_columns, num_rows,
-        0.5 * centre_h + down, 0.5 * step_h,
-        0.5 * first_centre_h + down, 0.5 * last_centre_h + down,
-        0.5 * centre_w + right, 0.5 * step_w,
-        0.5 * first_centre_w + right, 0.5 * last_centre_w + right,
-        LAYOUT, PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C // 2,
-    )  # fmt: skip
+    if LAYOUT == "planar444":
+        u, v = resample(
+            picture, row_stride, chroma_rows, chroma_columns, num_rows,
+            centre_h, step_h, first_centre_h, last_centre_h,
+            centre_w, step_w, first_centre_w, last_centre_w,
+            LAYOUT, PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C // 2,
+        )  # fmt: skip
+    else:
+        # Chroma sample i has its centre at i + 0.5 of its own plane.
+        down = 0.5 - 0.5 * tl.load(sites + k * 2)
+        right = 0.5 - 0.5 * tl.load(sites + k * 2 + 1)
+        u, v = resample(
+            picture, row_stride, chroma_rows, chroma_columns, num_rows,
+            0.5 * centre_h + down, 0.5 * step_h,
+            0.5 * first_centre_h + down, 0.5 * last_centre_h + down,
+            0.5 * centre_w + right, 0.5 * step_w,
+            0.5 * first_centre_w + right, 0.5 * last_centre_w + right,
+            LAYOUT, PRECISION, PRODUCT, BLOCK_h, BLOCK_w, BLOCK_R, BLOCK_C // 2,
+        )  # fmt: skip
 
     to_rgb += k * 12
     colours += k * 12

@@ -25,12 +25,17 @@ MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 
 
 def make_inputs(
-    pictures: tuple[int, int, int], *, seed: int = 0, least_share: float = 0.2
+    pictures: tuple[int, int, int],
+    *,
+    seed: int = 0,
+    least_share: float = 0.2,
+    layout: str = "i420",
 ) -> tuple[Tensor, ...]:
     """Bytes of [K, H, W] pictures; a window, sites, colours and a mirror for each."""
     generator = torch.Generator().manual_seed(seed)
     K, H, W = pictures
-    yuv = torch.randint(0, 256, (K, H * 3 // 2, W), generator=generator, dtype=torch.uint8)
+    num_rows = H * 3 if layout == "planar444" else H * 3 // 2
+    yuv = torch.randint(0, 256, (K, num_rows, W), generator=generator, dtype=torch.uint8)
     size = torch.tensor([H, W])
     length = size * (least_share + (1 - least_share) * torch.rand(K, 2, generator=generator))
     start = (size - length) * torch.rand(K, 2, generator=generator)
@@ -83,11 +88,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("layout", ["i420", "nv12"])
+@pytest.mark.parametrize("layout", ["i420", "nv12", "planar444"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_reference(device: str, case: str, layout: str) -> None:
     pictures, out_size = CASES[case]
-    inputs = make_inputs(pictures, seed=len(case))
+    inputs = make_inputs(pictures, seed=len(case), layout=layout)
     # Those of 16 bits are computed alike; one program takes a tenth of a second interpreted.
     dtypes = DTYPES if case == "smaller" else (torch.float32, torch.float16)
     assert_twice_as_good_as_torch(device, inputs, out_size, layout=layout, dtypes=dtypes)
@@ -100,16 +105,22 @@ def test_equals_the_reference_whatever_the_sizes(data: st.DataObject) -> None:
     even, any_size = st.integers(1, 60).map(lambda n: 2 * n), st.integers(1, 40)
     pictures = (data.draw(st.integers(1, 3)), data.draw(even), data.draw(even))
     out_size = (data.draw(any_size), data.draw(any_size))
-    inputs = make_inputs(pictures, seed=data.draw(st.integers(0, 1000)))
-    layout = data.draw(st.sampled_from(["i420", "nv12"]))
+    layout = data.draw(st.sampled_from(["i420", "nv12", "planar444"]))
+    inputs = make_inputs(pictures, seed=data.draw(st.integers(0, 1000)), layout=layout)
     dtype = data.draw(st.sampled_from(DTYPES))
     assert_twice_as_good_as_torch(device, inputs, out_size, layout=layout, dtypes=(dtype,))
 
 
+@pytest.mark.parametrize("pictures", [(2, 7, 9), (1, 35, 131)])
+def test_three_whole_planes_may_be_odd(device: str, pictures: tuple[int, int, int]) -> None:
+    inputs = make_inputs(pictures, layout="planar444")
+    assert_twice_as_good_as_torch(device, inputs, (5, 37), layout="planar444")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["i420", "nv12"])
+@pytest.mark.parametrize("layout", ["i420", "nv12", "planar444"])
 def test_equals_the_reference_at_1080p(device: str, layout: str) -> None:
-    inputs = make_inputs((1, 1080, 1920), least_share=0.85)
+    inputs = make_inputs((1, 1080, 1920), least_share=0.85, layout=layout)
     dtypes = (torch.float32, torch.bfloat16)
     assert_twice_as_good_as_torch(device, inputs, (256, 704), layout=layout, dtypes=dtypes)
 
@@ -203,6 +214,11 @@ BAD: dict[str, tuple[dict[int, Any], str]] = {
     "a half window": ({1: torch.ones(2, 4).half()}, r"window .* is torch.float16"),
     "bytes as mirrors": ({5: torch.zeros(2, dtype=torch.uint8)}, "is_mirrored"),
     "a layout": ({6: "yuyv"}, "'yuyv'.*i420, nv12"),
+    "no three planes": (
+        {0: torch.zeros(2, 13, 10, dtype=torch.uint8), 6: "planar444"},
+        "3 heights, a width",
+    ),
+    "outside a third of the rows": ({6: "planar444"}, "of picture . is not within its 4 x 10"),
     "a size": ({7: (0, 4)}, r"out_size=\(0, 4\)"),
     "a spread": ({9: (1.0, 0.0, 1.0)}, "std="),
     "a result": ({10: torch.float64}, "dtype=torch.float64"),
