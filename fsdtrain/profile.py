@@ -53,16 +53,16 @@ def run(config: DictConfig) -> None:
 
 def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     """Profile one step on the first training batch; print it and write it into the run folder."""
-    started_at = datetime.now(UTC)
-    quiet_logs()
-    run_dir = prepare_run_folder(settings.run_dir)
-    seed_everything(settings.seed, workers=True, verbose=False)
-
     if settings.data.frames == "h264":
         raise UserError(
             "profile measures a step by itself, whose batches no device has decoded: data.frames="
             "h264 is for fit and validate; use data.frames=i420 here"
         )
+    started_at = datetime.now(UTC)
+    quiet_logs()
+    run_dir = prepare_run_folder(settings.run_dir)
+    seed_everything(settings.seed, workers=True, verbose=False)
+
     backend, warning = _load(settings)
     network = build_network(settings.model, backend.op_table())
     train, val = find_data(settings.data)

@@ -18,7 +18,7 @@ from fsdtrain.engine.profile_record import ProfileRecord, read_profile
 from fsdtrain.engine.run_record import read_manifest, write_json
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import compose_config
-from fsdtrain.profile import _data_wait, _load
+from fsdtrain.profile import _data_wait, _load, profile
 from fsdtrain.settings import read_profile_settings
 from fsdtrain.step_profile import PHASES, Assumption, HeatMap, OpProfile, StepProfile
 from fsdtrain.torch_profile import profile_with_torch
@@ -132,6 +132,13 @@ class Clock:
     ("num_workers", "step_s", "wait_s", "num_batches"),
     [(2, 0.25, 0.75, 4 + 3), (2, 1.5, 0.0, 4 + 3), (0, 0.25, 1.0, 3)],
 )
+def test_video_that_a_device_decodes_is_not_profiled(tmp_path: Path) -> None:
+    options = ["experiment=smoke", "data.frames=h264", f"run_dir={tmp_path}"]
+    settings = read_profile_settings(compose_config("profile", options))
+    with pytest.raises(UserError, match="use data.frames=i420"):
+        profile(settings, config_yaml="")
+
+
 def test_a_step_waits_for_what_the_loader_lacks(
     num_workers: int,
     step_s: float,

@@ -178,7 +178,8 @@ def _forward(
     kernels.sample[launch_shape](
         yuv, window.contiguous(), chroma_site.contiguous(), to_rgb.contiguous(),
         colour.contiguous(), is_mirrored.contiguous().view(torch.uint8), result,
-        yuv.stride(0), yuv.stride(1), num_rows, num_columns, num_rows // halving, num_columns // halving,
+        yuv.stride(0), yuv.stride(1),
+        num_rows, num_columns, num_rows // halving, num_columns // halving,
         out_height, out_width, *mean, *(1 / value for value in std),
         LAYOUT=layout, PRODUCT=tl.float32 if is_exact else tl.float16,
         PRECISION="ieee" if is_exact else "tf32",
