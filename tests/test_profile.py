@@ -111,6 +111,13 @@ def test_without_a_substitute_a_backend_that_cannot_run_is_refused(
         _load(settings)
 
 
+def test_video_that_a_device_decodes_is_not_profiled(tmp_path: Path) -> None:
+    options = ["experiment=smoke", "data.frames=h264", f"run_dir={tmp_path}"]
+    settings = read_profile_settings(compose_config("profile", options))
+    with pytest.raises(UserError, match="use data.frames=i420"):
+        profile(settings, config_yaml="")
+
+
 class Clock:
     """Each batch takes a second, and a step what it is said to take."""
 
@@ -132,13 +139,6 @@ class Clock:
     ("num_workers", "step_s", "wait_s", "num_batches"),
     [(2, 0.25, 0.75, 4 + 3), (2, 1.5, 0.0, 4 + 3), (0, 0.25, 1.0, 3)],
 )
-def test_video_that_a_device_decodes_is_not_profiled(tmp_path: Path) -> None:
-    options = ["experiment=smoke", "data.frames=h264", f"run_dir={tmp_path}"]
-    settings = read_profile_settings(compose_config("profile", options))
-    with pytest.raises(UserError, match="use data.frames=i420"):
-        profile(settings, config_yaml="")
-
-
 def test_a_step_waits_for_what_the_loader_lacks(
     num_workers: int,
     step_s: float,

@@ -100,6 +100,7 @@ CASES: dict[str, tuple[str, str, dict[str, str], dict[str, Any], list[str]]] = {
         for layout, dtype, product, precision, instructions in (
             ("i420", "bf16", "float16", "tf32", ["mma"]),
             ("nv12", "bf16", "float16", "tf32", ["mma"]),
+            ("planar444", "bf16", "float16", "tf32", ["mma"]),
             ("i420", "fp32", "float32", "ieee", []),
         )
     },
