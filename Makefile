@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+# Two processes of one thread each: a file's tests stay together, for what they share.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: fit test test-slow lint
 
@@ -9,10 +11,10 @@ fit: $(VENV)/installed
 	$(RUN)/python -m fsdtrain fit $(OVERRIDES)
 
 test: $(VENV)/installed
-	$(RUN)/pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 test-slow: $(VENV)/installed
-	$(RUN)/pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check
