@@ -181,10 +181,16 @@ def _climb(search: _Search) -> tuple[tuple[float, float], Steps]:
         for _ in range(MAX_ROUNDS):
             if best[0] == 0 and best[1] <= enough:
                 break
-            moves = [(rank(each), each) for each in _neighbours(point, counts, len(orders))]
-            if min(moves, default=(best,))[0] >= best:  # one more and another fewer, then
-                moves = [(rank(each), each) for each in _exchanges(point, counts)]
-            if min(moves, default=(best,))[0] >= best:
+            reached = [
+                _neighbours(point, counts, len(orders)),
+                _exchanges(point, counts, by=1),  # one more and another fewer
+                _exchanges(point, counts, by=2),  # the room of a fewer may take two more
+            ]
+            for points in reached:
+                moves = [(rank(each), each) for each in points]
+                if min(moves, default=(best,))[0] < best:
+                    break
+            else:
                 break
             best, point = min(moves)
         return best, point
@@ -255,13 +261,13 @@ def _neighbours(
 
 
 def _exchanges(
-    point: tuple[int, ...], counts: Sequence[Sequence[int]]
+    point: tuple[int, ...], counts: Sequence[Sequence[int]], *, by: int
 ) -> Iterator[tuple[int, ...]]:
     *places, order = point
     for more, fewer in permutations(range(len(counts)), 2):
-        if places[fewer] > 0 and places[more] + 1 < len(counts[more]):
+        if places[fewer] > 0 and places[more] + by < len(counts[more]):
             moved = list(places)
-            moved[more] += 1
+            moved[more] += by
             moved[fewer] -= 1
             yield (*moved, order)
 
