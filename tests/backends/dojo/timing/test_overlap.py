@@ -1,10 +1,12 @@
 """Against a pipeline of two buffers that is played step by step."""
 
+from math import inf
+
 import pytest
 from fsdtrain_dojo.timing.cost import Resource, TransferCost
 from fsdtrain_dojo.timing.overlap import overlap
 from fsdtrain_dojo.timing.step_loads import StepPlan, Visits
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 SECONDS = st.floats(0.01, 10)
@@ -31,26 +33,35 @@ def stream(steps, *, reads=1, writes=1):
 
 
 def play(steps, load_s, compute_s, store_s, latency):
-    """One memory serves in order; loads of a step wait for the buffer two steps before."""
-    memory = 0.0
-    computed = [0.0] * (steps + 1)
-    arrived = [0.0] * (steps + 1)
-    end = 0.0
-    waiting = []  # stores: computed, not yet written
-    for step in range(1, steps + 1):
-        free = computed[step - 2] if step > 2 else 0.0
-        while waiting and max(memory, waiting[0]) < free:  # loads go first
-            memory = max(memory, waiting.pop(0)) + store_s
-            end = memory + latency
-        begin = max(memory, free)
-        memory = begin + load_s
-        arrived[step] = memory + latency
-        computed[step] = max(arrived[step], computed[step - 1]) + compute_s
-        waiting.append(computed[step])
-    for ready in waiting:
-        memory = max(memory, ready) + store_s
-        end = memory + latency
-    return end
+    """One memory serves one thing at a time, in the better of two orders."""
+    return min(
+        play_in_order(steps, load_s, compute_s, store_s, latency, is_load_first=is_load_first)
+        for is_load_first in (False, True)
+    )
+
+
+def play_in_order(steps, load_s, compute_s, store_s, latency, *, is_load_first):
+    """Operands and results have two buffers each; what is ready first goes, then what is given."""
+    memory, arrived, computed, left = 0.0, [], [], []  # by step; `left`: the result has gone
+    while len(left) < steps:
+        while len(computed) < min(len(arrived), len(left) + 2):
+            step = len(computed)
+            ready = [arrived[step], *computed[-1:]]
+            if step >= 2:
+                ready.append(left[step - 2])
+            computed.append(max(ready) + compute_s)
+        load = store = inf
+        if len(arrived) < min(steps, len(computed) + 2):
+            load = max(memory, computed[len(arrived) - 2]) if len(arrived) >= 2 else memory
+        if len(left) < len(computed):
+            store = max(memory, computed[len(left)])
+        if load < store or (load == store and is_load_first):
+            memory = load + load_s
+            arrived.append(memory + latency)
+        else:
+            memory = store + store_s
+            left.append(memory)
+    return memory + latency
 
 
 @given(
@@ -60,6 +71,7 @@ def play(steps, load_s, compute_s, store_s, latency):
     store_s=SECONDS,
     latency=st.floats(0, 1),
 )
+@example(steps=5, load_s=4.0, compute_s=3.0, store_s=1.0, latency=1.0)  # stores wait for loads
 def test_a_stream_takes_as_long_as_when_it_is_played(steps, load_s, compute_s, store_s, latency):
     played = play(steps, load_s, compute_s, store_s, latency)
     found = overlap(
@@ -69,7 +81,6 @@ def test_a_stream_takes_as_long_as_when_it_is_played(steps, load_s, compute_s, s
         [hbm(steps * store_s, latency)],
         cache_bytes=0,
     )
-    # What the memory serves first when both wait is a matter of luck, most so in few steps.
     assert 0.8 * played <= found.seconds <= 1.05 * played
     busiest = max(compute_s, load_s + store_s)
     if busiest > 3 * (load_s + compute_s + store_s + latency - busiest):
