@@ -95,14 +95,15 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
 
 
 def _choose_options(overrides: list[str]) -> list[str]:
-    """backend.machine=a100 -> backend/machine=a100, if that is an option of a group of ours.
+    """backend.machine=a100 -> backend/machine=a100, if that is a group of ours.
 
-    As a value it would stand for the whole group, and none of its knobs could be overridden.
+    As a value it would stand for the whole group, and none of its knobs could be overridden. Of an
+    option that the group does not have, Hydra says so and lists those that it has.
     """
     return [
         f"{match['group'].replace('.', '/')}={match['option']}"
         if (match := NESTED_CHOICE.fullmatch(override))
-        and (config_dir() / match["group"].replace(".", "/") / f"{match['option']}.yaml").is_file()
+        and (config_dir() / match["group"].replace(".", "/")).is_dir()
         else override
         for override in overrides
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from fsdtrain.build import build_network
@@ -62,6 +63,22 @@ def test_the_shipped_configuration_is_plain_values() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("override", "options"),
+    [
+        ("model.lift=steerable", ("deformable", "depth_splat", "project_sample")),
+        ("backend.machine=d9_tile", ("d1_die", "d1_tile", "h100")),
+        ("backend.recipe=fp3", ("bf16", "cfp8")),
+    ],
+)
+def test_an_unknown_option_of_a_nested_group_lists_those_there_are(
+    override: str, options: tuple[str, ...]
+) -> None:
+    with pytest.raises(HydraException) as caught:
+        settings("backend=dojo", override)
+    assert all(option in str(caught.value) for option in options)
+
+
 def test_validate_reads_the_same_settings() -> None:
     assert settings(command="validate") == settings()
 
@@ -85,7 +102,6 @@ def test_validate_reads_the_same_settings() -> None:
         ("model.grid.cell_m=small", r"model\.grid\.cell_m"),
         ("model.heads=vehicle", r"model\.heads"),
         ("model.network=3", r"model\.network"),
-        ("model.lift=steerable", r"model\.lift"),
         ("model.pillars.heights_m=[]", r"model\.pillars\.heights_m=.*at least one"),
         ("model.pillars.max_views=0", r"model\.pillars\.max_views=0: .*at least 1"),
         ("backend.name=null", r"backend\.name"),
