@@ -34,13 +34,15 @@ DISK_ERRORS = frozenset(
 class Command:
     """`module` is imported when the command is given, so that the others cost nothing.
 
-    `--name value` and `--name=value` stand for the override `name=value` of each of `options`.
+    `--name value` and `--name=value` stand for the override `name=value` of each of `options`;
+    `--name` stands for `name=true` of each of `flags`.
     """
 
     module: str
     help: str
     uses_hydra: bool = False
     options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -60,6 +62,13 @@ COMMANDS = {
         uses_hydra=True,
         options=("explain",),
     ),
+    "compare": Command(
+        module="fsdtrain.compare",
+        help="tell whether two hardware paths train the same, and what each costs",
+        uses_hydra=True,
+        options=("repro",),
+        flags=("bisect", "tune"),
+    ),
     "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
     "backends": Command(module="fsdtrain.doctor", help="list the backends, and why one cannot run"),
     "doctor": Command(module="fsdtrain.doctor", help="check versions, devices and data stores"),
@@ -78,7 +87,7 @@ Shell completion: eval "$(fsdtrain -sc install=bash)"   (bash, zsh or fish)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit code (0 fine, 1 a check failed, 2 the user's mistake)."""
+    """Run one command; the exit code: 0 fine, 1 a check failed or a difference, 2 a mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -119,18 +128,21 @@ def _run(name: str, arguments: list[str]) -> int:
     if command.uses_hydra:
         from fsdtrain.hydra_app import run_with_hydra
 
-        return run_with_hydra(name, command.module, _as_overrides(arguments, command.options))
+        return run_with_hydra(name, command.module, _as_overrides(arguments, command))
     run: Callable[[str, list[str]], int] = import_module(command.module).main
     return run(name, arguments)
 
 
-def _as_overrides(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+def _as_overrides(arguments: list[str], command: Command) -> list[str]:
     """--explain "conv 1" -> explain='conv 1', quoted where Hydra's grammar wants it."""
     found, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.removeprefix("--").partition("=")
-        if option not in options or not argument.startswith("--"):
+        if argument.startswith("--") and not equals and option in command.flags:
+            found.append(f"{option}=true")
+            continue
+        if option not in command.options or not argument.startswith("--"):
             found.append(argument)
             continue
         if not equals and not rest:

@@ -1,6 +1,7 @@
 """Runs a recipe under Hydra: config search path, overrides, multirun, help, shell completion.
 
-It does not know the recipes: a recipe is a module with `run(config: DictConfig) -> None`.
+It does not know the recipes: a recipe is a module with `run(config: DictConfig) -> int | None`,
+which returns the command's exit code, None for 0.
 """
 
 import os
@@ -8,10 +9,12 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -23,6 +26,7 @@ from fsdtrain.errors import UserError
 from fsdtrain.paths import config_dir
 
 NESTED_CHOICE = re.compile(r"(?P<group>\w+(?:\.\w+)+)=(?P<option>\w+)")
+SIDES = ("a", "b")  # of a comparison: each has a backend group of its own
 
 
 class BackendConfigs(SearchPathPlugin):
@@ -37,24 +41,27 @@ class BackendConfigs(SearchPathPlugin):
 def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
     """Parse `arguments` as Hydra does, compose config `name` and call `module.run(config)`.
 
+    Returns the exit code that it returns.
+
     Raises:
         UserError: what the recipe raised, or arguments that Hydra refuses.
         OSError: a file or folder that cannot be read or written.
     """
-    overrides = _choose_options(arguments)
+    overrides = _choose_options(name, arguments)
     has_begun = False
+    code = 0
     mistakes: list[UserError | OSError] = []
 
     typed = list(sys.argv)
 
     def task(config: DictConfig) -> None:
-        nonlocal has_begun
+        nonlocal has_begun, code
         has_begun = True
         # Lightning starts the other ranks of a run with the command line it finds here.
         sys.argv = [typed[0], name, *arguments]
         # Imported here, so that --help and --cfg do not wait for torch.
         try:
-            import_module(module).run(config)
+            code = import_module(module).run(config) or 0
         except (UserError, OSError) as error:
             # Hydra would add lines of its own: a SystemExit passes it untouched.
             mistakes.append(error)
@@ -74,7 +81,7 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
         if has_begun:
             raise
         raise UserError(str(error)) from error  # arguments that Hydra refuses without a class
-    return 0
+    return code
 
 
 def command_line() -> str:
@@ -87,26 +94,52 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     _prepare_hydra()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         try:
-            return compose(config_name=name, overrides=_choose_options(overrides))
+            return compose(config_name=name, overrides=_choose_options(name, overrides))
         except (HydraException, OmegaConfBaseException):
             raise
         except ValueError as error:
             raise UserError(str(error)) from error
 
 
-def _choose_options(overrides: list[str]) -> list[str]:
+def _choose_options(name: str, overrides: list[str]) -> list[str]:
     """backend.machine=a100 -> backend/machine=a100, if that is a group of ours.
 
     As a value it would stand for the whole group, and none of its knobs could be overridden. Of an
     option that the group does not have, Hydra says so and lists those that it has.
     """
-    return [
-        f"{match['group'].replace('.', '/')}={match['option']}"
-        if (match := NESTED_CHOICE.fullmatch(override))
-        and (config_dir() / match["group"].replace(".", "/")).is_dir()
-        else override
-        for override in overrides
-    ]
+    sides = SIDES if name == "compare" else ()
+    return [_choose_option(override, sides) for override in overrides]
+
+
+def _choose_option(override: str, sides: tuple[str, ...]) -> str:
+    key, is_value, value = override.partition("=")
+    if key in sides and is_value:
+        return _choose_side(key, value)
+    match = NESTED_CHOICE.fullmatch(override)
+    if match is None:
+        return override
+    side, *parts = match["group"].split(".")
+    group = "/".join(["backend" if side in sides else side, *parts])
+    if not (config_dir() / group).is_dir():
+        return override
+    package = f"@{match['group']}" if side in sides else ""
+    return f"{group}{package}={match['option']}"
+
+
+def _choose_side(side: str, value: str) -> str:
+    """b=dojo -> backend@b=dojo; b=runs/fit/x -> b_dir=runs/fit/x.
+
+    Raises:
+        UserError: it is neither a backend nor a folder.
+    """
+    if value in installed_backends():
+        return f"backend@{side}={value}"
+    if Path(value).is_dir():
+        return f"{side}_dir={QuotedString(value, Quote.single).with_quotes()}"
+    raise UserError(
+        f"{side}={value}: neither an installed backend ({', '.join(installed_backends())}) nor a "
+        "folder of runs"
+    )
 
 
 def complete_shell(arguments: list[str], *, hydra_commands: dict[str, bool]) -> int:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsdtrain.errors import UserError
 
 Class = TypeVar("Class")
-SettingsType = TypeVar("SettingsType", bound="Settings")
+SettingsType = TypeVar("SettingsType", bound="RunSettings")
 
 
 def _require(is_right: bool, field: str, value: object, allowed: str) -> None:
@@ -151,12 +151,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         _require(bool(self.heads), "model.heads", "{}", "at least one head")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `fit` and `validate` need."""
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is trained, on what: everything but the backend."""
 
     seed: int
     run_dir: Path
-    backend: dict[str, Any]  # name, and the options of that backend
     data: DataSettings
     model: ModelSettings
     training: TrainingSettings
@@ -176,6 +175,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("data.source=synthetic needs data.fleet")
         if self.ckpt_path is not None and self.resume is not None:
             raise ValueError("give either ckpt_path=<file> or resume=last, not both")
+
+
+class Settings(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `fit` and `validate` need."""
+
+    backend: dict[str, Any]  # name, and the options of that backend
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.backend.get("name"), str):
             raise ValueError("backend.name is missing: choose one with backend=<name>")
 
@@ -193,6 +201,51 @@ class ProfileSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     trace: bool
 
 
+class CompareSettings(RunSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `compare` needs: two backends, or two folders of finished runs."""
+
+    a: dict[str, Any]  # name, and the options of that backend
+    b: dict[str, Any]
+    a_dir: Path | None
+    b_dir: Path | None
+    numerics: bool
+    performance: bool
+    num_seeds: int
+    metric: str | None
+    margin: float | None
+    target_loss: float | None
+    bisect: bool
+    repro: str | None
+    tune: bool
+    allow: tuple[str, ...]
+    page: bool
+    trace: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.a_dir is None) != (self.b_dir is None):
+            raise ValueError(
+                "one of a and b is a folder of runs and the other a backend: give two of a kind"
+            )
+        _require(self.num_seeds >= 0, "num_seeds", self.num_seeds, "at least 0")
+        _require(self.margin is None or self.margin > 0, "margin", self.margin, "positive, or null")
+        if self.resume is not None:
+            raise ValueError("resume: a comparison goes on by itself where its run_dir holds one")
+        asks = self.numerics or self.performance or self.num_seeds
+        if self.a_dir is None and not asks:
+            raise ValueError(
+                "nothing to compare: numerics=false, performance=false and num_seeds=0"
+            )
+        if not self.numerics and (self.bisect or self.repro is not None):
+            raise ValueError("--bisect and --repro look into the numerics: leave numerics=true")
+
+    def side(self, side: Literal["a", "b"], run_dir: Path, seed: int) -> Settings:
+        """What `fit` would need to train this side."""
+        shared = {name: getattr(self, name) for name in RunSettings.__struct_fields__}
+        shared |= {"run_dir": run_dir, "seed": seed}
+        return Settings(backend=self.a if side == "a" else self.b, **shared)
+
+
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""
     return _read(config, Settings)
@@ -201,6 +254,11 @@ def read_settings(config: DictConfig) -> Settings:
 def read_profile_settings(config: DictConfig) -> ProfileSettings:
     """As `read_settings`, with the knobs of `profile`."""
     return _read(config, ProfileSettings)
+
+
+def read_compare_settings(config: DictConfig) -> CompareSettings:
+    """As `read_settings`, for two backends."""
+    return _read(config, CompareSettings)
 
 
 def _read(config: DictConfig, kind: type[SettingsType]) -> SettingsType:
