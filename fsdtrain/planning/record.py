@@ -40,6 +40,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         target_s: time to train that is asked for; None: not asked.
         budget: money that is asked for, in `currency`; None: not asked.
         currency: of all costs.
+        sample_bytes: of a sample in storage; None: not told.
+        images_per_sample: to decode; None: not told.
+        max_global_batch: the most samples of a step that are thought to train well; None: no limit
+            was stated.
     """
 
     num_samples: int
@@ -48,6 +52,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     target_s: float | None
     budget: float | None
     currency: str
+    sample_bytes: float | None = None
+    images_per_sample: float | None = None
+    max_global_batch: int | None = None
 
 
 class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +77,7 @@ class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
         energy_j: of the whole training.
         ingest_bytes_per_s: from storage.
         cost: None: no price was given.
+        samples_per_step: of all devices together: the global batch.
     """
 
     num_devices: int
@@ -88,6 +96,31 @@ class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float | None
     ingest_bytes_per_s: float
     cost: float | None
+    samples_per_step: float | None = None
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one figure moves the time to train, with all others as they are.
+
+    Args:
+        name: of the figure, "device_mtbf_hours".
+        value: in `unit`.
+        low: with `high` the range within which the truth is thought to lie.
+        num_devices: that train.
+        time_at_low_s: time to train with the figure at `low`.
+        time_at_high_s: see `time_at_low_s`.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    num_devices: int
+    time_at_low_s: float
+    time_at_high_s: float
+    origin: Origin | Literal["GIVEN", "PUBLISHED", "ASSUMED"]
+    source: str
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +137,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
         sentence: the answer in words.
         figures: that it rests on, the network's and failures' included.
         notes: what a reader must know.
+        sensitivities: the figures that move the time to train the most, the largest first.
     """
 
     name: str
@@ -116,6 +150,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     figures: tuple[Sourced, ...]
     notes: tuple[str, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
 
 class ArithmeticLine(msgspec.Struct, frozen=True, kw_only=True):
