@@ -14,9 +14,16 @@ from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.synthetic.fleet import SyntheticFleet
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.paths import config_dir
-from fsdtrain.settings import Settings, _find_class, read_profile_settings, read_settings
+from fsdtrain.settings import (
+    Settings,
+    _find_class,
+    read_compare_settings,
+    read_profile_settings,
+    read_settings,
+)
 
 COMMANDS = ("fit", "validate", "profile")
+SIDED = ("backend", "backend/machine", "backend/recipe")  # groups that `compare` has twice
 GROUPS = (
     "backend", "backend/machine", "backend/recipe", "data", "experiment", "model", "model/lift",
     "training",
@@ -72,6 +79,7 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
     }
     # These are composed with every one of the others.
     assert others == {
+        "compare.yaml",
         "fit.yaml",
         "validate.yaml",
         "profile.yaml",
@@ -87,6 +95,25 @@ def test_every_option_composes_and_reads(group: str, option: str, command: str) 
     read = read_profile_settings if command == "profile" else read_settings
     settings = read(compose(command, f"{group}={option}"))
     assert isinstance(settings, Settings)
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_on_both_sides_of_a_comparison(
+    group: str, option: str, side: str
+) -> None:
+    package = group.replace("backend", side).replace("/", ".")
+    override = f"{package}={option}" if group in SIDED else f"{group}={option}"
+    needs_dojo = group in SIDED[1:]
+    config = compose_config(
+        "compare", ["run_dir=.", *([f"{side}=dojo"] if needs_dojo else []), override]
+    )
+    if config.data.source == "shards":
+        config.data.train = config.data.val = "given"
+    settings = read_compare_settings(config)
+    if group == "backend":
+        assert (settings.a if side == "a" else settings.b)["name"] == option
+        assert settings.side(side, Path("x"), 7).backend["name"] == option  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", [name for group, name in OPTIONS if group == "experiment"])
@@ -161,6 +188,17 @@ def test_a_new_knob_breaks_this_list(command: str) -> None:
         found.setdefault(group, []).append(name)
     expected = PROFILE_KNOBS if command == "profile" else KNOBS
     assert {group: " ".join(names) for group, names in found.items()} == expected
+
+
+def test_a_new_knob_of_compare_breaks_this_list() -> None:
+    config = compose_config("compare", ["run_dir=."])
+    found = [knob for knob in sorted(knobs(config)) if "." not in knob]
+    assert " ".join(found) == (
+        "a_dir allow b_dir bisect ckpt_path margin metric num_report_clips num_seeds numerics page "
+        "performance repro resume run_dir seed target_loss trace tune"
+    )
+    assert set(config.a) == set(compose("fit", "backend=cpu").backend)
+    assert set(config.b) == set(compose("fit", "backend=dojo").backend)
 
 
 def test_the_configs_are_those_of_this_checkout() -> None:

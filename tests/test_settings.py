@@ -19,7 +19,13 @@ from fsdtrain.heads.head import Head
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.ops.table import OpTable
-from fsdtrain.settings import ModelSettings, Settings, instantiate, read_settings
+from fsdtrain.settings import (
+    ModelSettings,
+    Settings,
+    instantiate,
+    read_compare_settings,
+    read_settings,
+)
 
 
 def settings(*overrides: str, command: str = "fit") -> Settings:
@@ -77,6 +83,45 @@ def test_an_unknown_option_of_a_nested_group_lists_those_there_are(
     with pytest.raises(HydraException) as caught:
         settings("backend=dojo", override)
     assert all(option in str(caught.value) for option in options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("a=tpu",), "neither an installed backend (cpu, cuda, dojo) nor a folder"),
+        (("a=FOLDER",), "one of a and b is a folder"),
+        (("num_seeds=-1",), "num_seeds=-1: must be at least 0"),
+        (("margin=0",), "margin=0.0: must be positive"),
+        (("resume=last",), "resume"),
+        (("numerics=false", "performance=false"), "nothing to compare"),
+        (("numerics=false", "bisect=true"), "numerics=true"),
+    ],
+)
+def test_compare_refuses_what_cannot_be_compared(
+    overrides: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    given = [each.replace("FOLDER", str(tmp_path)) for each in overrides]
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        read_compare_settings(compose_config("compare", ["run_dir=.", *given]))
+
+
+def test_the_sides_of_a_comparison_are_backends_or_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "a b=c"
+    folder.mkdir()
+    found = read_compare_settings(
+        compose_config("compare", ["run_dir=.", f"a={folder}", f"b={tmp_path}"])
+    )
+    assert (found.a_dir, found.b_dir) == (folder, tmp_path)
+    live = read_compare_settings(
+        compose_config(
+            "compare", ["run_dir=.", "a=dojo", "a.recipe=cfp8", "a.machine=d1_die", "b=cpu"]
+        )
+    )
+    assert live.a["recipe"]["activation"]["format"] == "cfloat8_1_4_3"
+    assert live.a["machine"]["name"] == "d1_die"
+    assert live.b["name"] == "cpu"
+    trained = live.side("a", tmp_path / "a", 5)
+    assert (trained.seed, trained.run_dir, trained.backend) == (5, tmp_path / "a", live.a)
 
 
 def test_validate_reads_the_same_settings() -> None:
