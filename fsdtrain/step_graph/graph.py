@@ -5,13 +5,38 @@ know how the step was captured, nor which backend it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 Results = tuple[Tensor | None, ...]
 Run = Callable[[Sequence[Tensor]], Results]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Stands in the arguments of an `OpCall` for the value at this place in `GraphOp.inputs`."""
+
+    place: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCall:
+    """What an op calls, as plain data, so that a script can call it again.
+
+    Args:
+        target: path below torch.ops: "aten.convolution.default".
+        arguments: numbers, strings, None, dtypes, lists of these, and `Operand`.
+        keywords: as `arguments`.
+        stores: how the backend rounds each result, in the backend's own words, which
+            `Backend.store` takes (JSON); None: it is left as it is.
+    """
+
+    target: str
+    arguments: tuple[object, ...]
+    keywords: Mapping[str, object] = field(default_factory=dict)
+    stores: tuple[Mapping[str, object] | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +58,7 @@ class GraphOp:
             of its inputs, and gives the same bits for the same inputs.
         run_exactly: the same op in double precision from float32 or double inputs, its floating
             results in double; nothing is rounded to a format.
+        call: what `run` calls and stores; None: it cannot be told.
     """
 
     name: str
@@ -47,6 +73,7 @@ class GraphOp:
     formats: tuple[str | None, ...]
     run: Run
     run_exactly: Run
+    call: OpCall | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
