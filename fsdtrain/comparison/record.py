@@ -130,6 +130,16 @@ class NumericsComparison(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class RankedUnit(msgspec.Struct, frozen=True, kw_only=True):
+    """One op, layer or module by itself as b does it, all else as a: its share of the difference.
+
+    Shares of several do not add up: errors that are independent add as their squares do.
+    """
+
+    name: str
+    share: float
+
+
 class SwappedSet(msgspec.Struct, frozen=True, kw_only=True):
     """What --bisect found: run only these as b does, all else as a, and the difference is there.
 
@@ -139,6 +149,12 @@ class SwappedSet(msgspec.Struct, frozen=True, kw_only=True):
         explained_share: of the whole difference of b from a, 1 or more if all of it.
         num_runs: of the step, that it took.
         sentence: in words.
+        difference: of the whole: of all gradients and the loss, relative to a's (L2).
+        is_spread: no small set explains it; `names` are the largest, and `ranking` has more.
+        is_minimal: without any one of `names` the rest explains too little.
+        num_units: ops of the step that were looked at.
+        num_unit_runs: of single ops, that all runs took together; the rest came from earlier runs.
+        ranking: the largest first; not all that there are.
     """
 
     unit: Literal["op", "layer"]
@@ -146,6 +162,12 @@ class SwappedSet(msgspec.Struct, frozen=True, kw_only=True):
     explained_share: float
     num_runs: int
     sentence: str
+    difference: float | None = None
+    is_spread: bool = False
+    is_minimal: bool = True
+    num_units: int = 0
+    num_unit_runs: int = 0
+    ranking: tuple[RankedUnit, ...] = ()
 
 
 class WiderRole(msgspec.Struct, frozen=True, kw_only=True):
