@@ -21,7 +21,7 @@ MAX_BYTES = 50_000_000  # what Perfetto opens without delay
 MAX_COUNTER_POINTS = 20_000
 MICROSECONDS = 1e6
 SAME_TIME_S = 1e-12  # ends and starts that are closer are sums of the same terms
-PROCESS = 1
+NOTE_BYTES = 400  # of the sentence on what was left out
 
 Track = tuple[str, int]  # a resource, and which of its tracks
 
@@ -35,30 +35,48 @@ class WrittenTrace:
     left_out: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class TracedProcess:
+    """One profile of a trace; a process of the trace has its own tracks.
+
+    Args:
+        profile: its timeline is shown.
+        name: before the profile's backend, origin and device; "" for none.
+    """
+
+    profile: StepProfile
+    name: str = ""
+
+
 def write_trace(profile: StepProfile, path: Path, *, max_bytes: int = MAX_BYTES) -> WrittenTrace:
     """Write the timeline; if it is too long for `max_bytes`, without its shortest events.
 
     Raises:
         UserError: the file cannot be written.
     """
+    return write_processes((TracedProcess(profile=profile),), path, max_bytes=max_bytes)
+
+
+def write_processes(
+    processes: Sequence[TracedProcess], path: Path, *, max_bytes: int = MAX_BYTES
+) -> WrittenTrace:
+    """Write the timelines of several profiles; what is too long loses its shortest events.
+
+    Each has an equal part of `max_bytes`, and what the others leave of theirs: a machine whose step
+    is short would otherwise lose all its events to one whose step is long.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     frame = msgspec.json.encode(
-        {
-            "traceEvents": [],
-            "displayTimeUnit": "ns",
-            "otherData": {
-                "backend": profile.backend,
-                "device": profile.device,
-                "origin": profile.origin,
-            },
-        }
+        {"traceEvents": [], "displayTimeUnit": "ns", "otherData": _header(processes)}
     )
     # The list stays open at its end: `"traceEvents":[` and the rest.
     head, tail = frame.split(b"[]", 1)
-    placed = _place(profile.timeline)
-    threads = _number(placed)
-    fixed = [msgspec.json.encode(each) for each in (*_names(profile, threads), *_counter(profile))]
-    budget = max_bytes - len(head) - len(tail) - 200 - sum(len(line) + 2 for line in fixed)
-    events, left_out = _fit(placed, threads, budget)
+    encoders = [_Encoder(process, number) for number, process in enumerate(processes, start=1)]
+    fixed = [line for encoder in encoders for line in encoder.fixed]
+    budget = max_bytes - len(head) - len(tail) - NOTE_BYTES - sum(len(line) + 2 for line in fixed)
+    events, left_out = _share(encoders, budget)
     temporary = path.with_suffix(".json.partial")
     try:
         with temporary.open("wb") as file:
@@ -73,6 +91,55 @@ def write_trace(profile: StepProfile, path: Path, *, max_bytes: int = MAX_BYTES)
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     return WrittenTrace(path=path, num_events=len(events), left_out=left_out)
+
+
+def _header(processes: Sequence[TracedProcess]) -> dict[str, Any]:
+    found = [
+        {
+            "backend": process.profile.backend,
+            "device": process.profile.device,
+            "origin": process.profile.origin,
+        }
+        for process in processes
+    ]
+    if len(found) == 1:
+        return found[0]
+    return {process.name: each for process, each in zip(processes, found, strict=True)}
+
+
+class _Encoder:
+    """The lines of one process, its names and its events."""
+
+    def __init__(self, process: TracedProcess, number: int) -> None:
+        placed = _place(process.profile.timeline)
+        threads = _number(placed)
+        self.name = process.name
+        self.fixed = [
+            msgspec.json.encode({**each, "pid": number})
+            for each in (*_names(process, threads), *_counter(process.profile))
+        ]
+        self.lengths = [event.end_s - event.start_s for _, event in placed]
+        self.lines = [
+            msgspec.json.encode(_complete(event, number, threads[track])) for track, event in placed
+        ]
+        self.num_bytes = sum(len(line) + 2 for line in self.lines)
+
+
+def _share(encoders: Sequence[_Encoder], budget: int) -> tuple[list[bytes], str]:
+    """The events of all, and what was left out."""
+    events: dict[int, list[bytes]] = {}
+    notes: dict[int, str] = {}
+    # The smallest first: what it leaves goes to the others.
+    order = sorted(range(len(encoders)), key=lambda at: encoders[at].num_bytes)
+    for rank, at in enumerate(order):
+        events[at], notes[at] = _fit(encoders[at], budget // (len(order) - rank))
+        budget -= sum(len(line) + 2 for line in events[at])
+    said = [
+        f"{encoders[at].name}: {note}" if encoders[at].name else note
+        for at, note in sorted(notes.items())
+        if note
+    ]
+    return [line for at in sorted(events) for line in events[at]], "; ".join(said)
 
 
 def _place(timeline: Sequence[TimelineEvent]) -> list[tuple[Track, TimelineEvent]]:
@@ -109,14 +176,11 @@ def _number(placed: Sequence[tuple[Track, TimelineEvent]]) -> dict[Track, int]:
     return {track: number + 1 for number, track in enumerate(tracks)}
 
 
-def _fit(
-    placed: Sequence[tuple[Track, TimelineEvent]], threads: Mapping[Track, int], budget: int
-) -> tuple[list[bytes], str]:
+def _fit(encoder: _Encoder, budget: int) -> tuple[list[bytes], str]:
     """The encoded events in the order of their starts, and what was left out."""
-    lines = [msgspec.json.encode(_complete(event, threads[track])) for track, event in placed]
-    if sum(len(line) + 2 for line in lines) <= budget:
+    lines, lengths = encoder.lines, encoder.lengths
+    if encoder.num_bytes <= budget:
         return lines, ""
-    lengths = [event.end_s - event.start_s for _, event in placed]
     longest = sorted(range(len(lines)), key=lambda at: -lengths[at])
     kept: list[int] = []
     for at in longest:
@@ -131,22 +195,24 @@ def _fit(
     return [lines[at] for at in sorted(kept)], text
 
 
-def _complete(event: TimelineEvent, thread: int) -> dict[str, Any]:
+def _complete(event: TimelineEvent, process: int, thread: int) -> dict[str, Any]:
     return {
         "name": event.name,
         "ph": "X",
-        "pid": PROCESS,
+        "pid": process,
         "tid": thread,
         "ts": round(event.start_s * MICROSECONDS, 4),
         "dur": round(max(event.end_s - event.start_s, 0.0) * MICROSECONDS, 4),
     }
 
 
-def _names(profile: StepProfile, threads: Mapping[Track, int]) -> Iterator[dict[str, Any]]:
-    process = f"{profile.backend}, {profile.origin}: {profile.device}"
-    yield {"name": "process_name", "ph": "M", "pid": PROCESS, "args": {"name": process}}
+def _names(process: TracedProcess, threads: Mapping[Track, int]) -> Iterator[dict[str, Any]]:
+    profile = process.profile
+    name = f"{profile.backend}, {profile.origin}: {profile.device}"
+    title = f"{process.name}: {name}" if process.name else name
+    yield {"name": "process_name", "ph": "M", "args": {"name": title}}
     for (resource, lane), number in threads.items():
-        where = {"ph": "M", "pid": PROCESS, "tid": number}
+        where = {"ph": "M", "tid": number}
         name = resource if lane == 0 else f"{resource} ({lane + 1})"
         yield {"name": "thread_name", **where, "args": {"name": name}}
         yield {"name": "thread_sort_index", **where, "args": {"sort_index": number}}
@@ -161,7 +227,6 @@ def _counter(profile: StepProfile) -> Iterator[dict[str, Any]]:
         yield {
             "name": "SRAM of the fullest node",
             "ph": "C",
-            "pid": PROCESS,
             "ts": round(time_s * MICROSECONDS, 4),
             "args": {"bytes": num_bytes},
         }

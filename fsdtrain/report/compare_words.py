@@ -1,0 +1,81 @@
+"""The words and figures of a comparison that its page, its Markdown and the terminal share.
+
+It does not know where they are shown.
+"""
+
+import re
+from collections.abc import Iterable
+
+from fsdtrain.comparison.record import (
+    CostRow,
+    Errors,
+    NumericsComparison,
+    Outcome,
+    TensorComparison,
+)
+from fsdtrain.report.amounts import in_seconds, percent, plain_number, with_prefix
+
+OUTCOME_WORDS: dict[Outcome, str] = {
+    "same": "same",
+    "different": "DIFFERENT",
+    "open": "no verdict",
+}
+CLAUSE_END = re.compile(r"[;,:(]")
+
+
+def tensor_title(row: TensorComparison) -> str:
+    """What a person would call the tensor: "network.stem.0 convolution (forward)"."""
+    if row.kind in ("gradient", "update"):
+        return f"{row.name} ({row.kind})"
+    op = row.op.removeprefix("aten.")
+    return f"{' '.join(part for part in (row.layer, op or row.name) if part)} ({row.kind})"
+
+
+def decibels(errors: Errors) -> str:
+    """The SNR of a pair, or why it has none."""
+    if errors.is_bitwise_equal:
+        return "bitwise"
+    if errors.nan_share > 0:
+        return f"{percent(errors.nan_share)} not finite"
+    return "no signal" if errors.snr_db is None else f"{errors.snr_db:.1f} dB"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A value in its unit for people; "not known" where it is."""
+    if value is None:
+        return "not known"
+    if unit == "s":
+        return in_seconds(value)
+    if unit in ("share", "1"):
+        return percent(value)
+    if unit in ("B", "J", "W", "FLOP", "FLOP/s", "B/s"):
+        return with_prefix(value, unit)
+    return f"{plain_number(value)} {unit}".strip()
+
+
+def with_origin(row: CostRow) -> tuple[str, str]:
+    """Both values of a row, each with its origin."""
+    pairs = ((row.a, row.a_origin), (row.b, row.b_origin))
+    first, second = (
+        amount(value, row.unit) + (f" {origin}" if value is not None else "")
+        for value, origin in pairs
+    )
+    return first, second
+
+
+def ratio_text(row: CostRow) -> str:
+    """Side b over side a, labelled where the origins differ; `ratio_notes` has the rest."""
+    if row.ratio is None:
+        return ""
+    label = CLAUSE_END.split(row.ratio_note, maxsplit=1)[0]
+    return f"{row.ratio:.3g} ({label})" if label else f"{row.ratio:.3g}"
+
+
+def ratio_notes(rows: Iterable[CostRow]) -> list[str]:
+    """What `ratio_text` has shortened: each note once."""
+    return [note for note in dict.fromkeys(row.ratio_note for row in rows) if note]
+
+
+def worst_rows(numerics: NumericsComparison, num_rows: int) -> list[TensorComparison]:
+    """The worst tensors of both modes, the worst first."""
+    return [numerics.tensors[at] for at in numerics.worst[:num_rows]]
