@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import msgspec
@@ -86,7 +87,7 @@ def test_names_do_not_become_markdown(attack: str) -> None:
     )
     text = compare_markdown(msgspec.structs.replace(record, numerics=numerics))
     for raw in ("a|b", "<img", "[x](", "**bold", "line\nbreak"):
-        assert raw not in text
+        assert re.search(rf"(?<!\\){re.escape(raw)}", text) is None
     widths = {len(cells) for cells in table_after(text, "### Numerics")}
     assert widths == {8}
 
