@@ -64,11 +64,31 @@ class DrivingModule(LightningModule):
         output: StepOutput = self.step(batch)
         # Lightning spends half a millisecond on each of these in every step, to drop all but those
         # of every n-th.
-        if (self.global_step + 1) % self.training_settings.log_every_steps == 0:
+        if self._is_logged_step():
             self._check_finite(output)
             self.log("train/loss", output.loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in output.losses.items()})
         return output.loss
+
+    def _is_logged_step(self) -> bool:
+        return (self.global_step + 1) % self.training_settings.log_every_steps == 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of all gradients, summed over accumulated batches and not yet clipped."""
+        if not self._is_logged_step():
+            return
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # An optimiser that takes the scale of mixed precision off by itself has not done so yet.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scaler.get_scale()
+        self.log("train/gradient_norm", norm)
 
     def _check_finite(self, output: StepOutput) -> None:
         if not torch.isfinite(output.loss):
