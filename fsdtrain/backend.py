@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fsdtrain.errors import BackendError as BackendError
 from fsdtrain.errors import UserError
 from fsdtrain.ops.table import OpTable
 from fsdtrain.step_profile import Origin, StepProfile
@@ -31,10 +32,6 @@ IMPORT_ERRORS = (
     ImportError, AttributeError, SyntaxError, NameError, OSError, RuntimeError, ValueError,
     TypeError,
 )  # fmt: skip
-
-
-class BackendError(UserError):
-    """A backend was given options that it does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)

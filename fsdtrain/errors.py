@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class DataError(UserError):
     """Data that breaks the fleetclip format; the message names shard, clip and field."""
+
+
+class BackendError(UserError):
+    """A backend was given options that it does not have, or a step that it cannot take."""

@@ -7,11 +7,11 @@ here nor free of floating-point outputs is refused: nothing runs in FP32 unseen.
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
 from torch.fx import Node
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.user_line import user_line
+from fsdtrain.step_graph.nodes import op_name, output_values
+from fsdtrain.step_graph.user_line import user_line
 
 
 class Kind(Enum):
@@ -183,14 +183,6 @@ def register_op(name: str, rule: OpRule) -> None:
     _RULES[name] = rule
 
 
-def op_name(node: Node) -> str:
-    """aten.convolution for torch.ops.aten.convolution.default; a function's own name otherwise."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}.{target._schema.name.partition('::')[2]}"
-    return str(getattr(target, "__name__", target))
-
-
 def find_rule(node: Node) -> OpRule:
     """The rule of a node.
 
@@ -215,13 +207,6 @@ def find_rule(node: Node) -> OpRule:
     raise BackendError(
         f"op {name} ({_describe(node)}){place} is not known to backend dojo: {remedy}"
     )
-
-
-def output_values(node: Node) -> list[torch.Tensor]:
-    """The (fake) tensors a node gives, in order."""
-    value = node.meta.get("val")
-    values = value if isinstance(value, tuple | list) else (value,)
-    return [each for each in values if isinstance(each, torch.Tensor)]
 
 
 def _describe(node: Node) -> str:

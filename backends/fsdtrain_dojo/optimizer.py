@@ -17,8 +17,9 @@ from torch.fx import GraphModule, Node
 from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.compiler import explain, set_up_capture
-from fsdtrain_dojo.capture.memory import alias_of
+from fsdtrain.step_graph.nodes import alias_of
+from fsdtrain.step_graph.trace import explain, set_up_capture
+from fsdtrain_dojo.capture.compiler import WHO
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import SITES, check_values
 from fsdtrain_dojo.op_rules import find_rule
@@ -102,7 +103,7 @@ class _CompiledOptimizer:
             with torch.no_grad():
                 self.update()
         except TorchDynamoException as error:
-            raise explain(error) from error
+            raise explain(error, WHO) from error
         finally:
             for group, number in zip(groups, rates, strict=True):
                 group["lr"] = number

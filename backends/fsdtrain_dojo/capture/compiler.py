@@ -1,37 +1,28 @@
 """torch.compile's side of the backend: module -> ATen graphs -> register programs.
 
 The forward and backward pass of a module are captured as one joint graph, marked with sites, cut
-in two, and flattened. An op is never decomposed here: the graph holds what autograd recorded.
+in two, and flattened.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException, TorchRuntimeError
-from torch._functorch.partitioners import default_partition
-from torch.fx import GraphModule, Node
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx import Graph, GraphModule, Node
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.checkpointing import settle_checkpointing
+from fsdtrain.step_graph.trace import Mark, explain, not_captured, set_up_capture, trace_step
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import mark_sites
-from fsdtrain_dojo.capture.tracing import tracing_whole_ops
-from fsdtrain_dojo.capture.user_line import user_line
 from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 from fsdtrain_dojo.sites import SiteTable
 
 # Of one module: training and evaluation, and a few shapes each.
 MAX_CAPTURES = 16
-NOT_CAPTURED = (
-    "the step was about to run in FP32, as PyTorch's own ops: torch.compile is switched off "
-    "(TORCHDYNAMO_DISABLE, torch.compiler.set_stance), or a TorchDispatchMode such as a FLOP "
-    "counter is active; backend dojo cannot emulate a step that is not captured"
-)
+WHO = "backend dojo"  # in error messages
 
 
 class StepCompiler:
@@ -86,25 +77,16 @@ class StepCompiler:
             try:
                 results = compiled(*args, **kwargs)
             except TorchDynamoException as error:
-                raise explain(error) from error
+                raise explain(error, WHO) from error
             except RuntimeError as error:
                 if capture.num_runs == num_runs:
-                    raise BackendError(NOT_CAPTURED) from error
+                    raise not_captured(WHO) from error
                 raise
             if capture.num_runs == num_runs:
-                raise BackendError(NOT_CAPTURED)
+                raise not_captured(WHO)
             return results
 
         module._compiled_call_impl = call
-
-
-def set_up_capture() -> None:
-    """Settings of torch.compile for the whole process."""
-    # Without it nn.LSTM is no graph; on the CPU it is captured as matrix and vector ops.
-    torch._dynamo.config.allow_rnn = True
-    # Those limits count all modules of a class together; `_Capture` counts those of one module.
-    torch._dynamo.config.recompile_limit = 1024
-    torch._dynamo.config.accumulated_recompile_limit = 4096
 
 
 class _Capture:
@@ -132,13 +114,19 @@ class _Capture:
         return trace_step(
             graph,
             examples,
-            recipe=self.compiler.recipe,
             names=names,
-            prefix=self.prefix,
+            mark=self._mark(self.prefix),
+            mark_inference=self._mark(f"eval.{self.prefix}"),
             build_forward=self._build_training,
             build_backward=self._build_training,
             build_inference=self._build_inference,
         )
+
+    def _mark(self, prefix: str) -> Mark:
+        def mark(graph: Graph, weights: Mapping[Node, str]) -> None:
+            mark_sites(graph, self.compiler.recipe, weights, prefix=prefix)
+
+        return mark
 
     def _build_training(self, module: GraphModule) -> Program:
         return self._build(module, lambda site: self.compiler.table.add(site, is_training=True))
@@ -157,57 +145,6 @@ class _Capture:
         return run
 
 
-def trace_step(
-    graph: GraphModule,
-    examples: Sequence[Any],
-    *,
-    recipe: Recipe,
-    names: Mapping[int, str],
-    prefix: str,
-    build_forward: Callable[[GraphModule], Program],
-    build_backward: Callable[[GraphModule], Program],
-    build_inference: Callable[[GraphModule], Program],
-) -> Callable[..., Any]:
-    """From torch.compile's graph to ATen graphs, marked with sites, and what is built of them.
-
-    Args:
-        graph: as torch.compile hands it to its backends.
-        examples: its inputs.
-        recipe: the formats.
-        names: of the inputs that are trained weights, by number.
-        prefix: of the names of sites.
-        build_forward: of the first half of a step with gradients.
-        build_backward: of its second half.
-        build_inference: of a step without gradients.
-    """
-
-    def partition(joint: GraphModule, inputs: Any, **options: Any) -> Any:
-        settle_checkpointing(joint.graph)
-        mark_sites(joint.graph, recipe, _weights(joint, names), prefix=prefix)
-        return default_partition(joint, inputs, **options)
-
-    def infer(module: GraphModule, inputs: Any) -> Program:
-        mark_sites(module.graph, recipe, _weights(module, names), prefix=f"eval.{prefix}")
-        return build_inference(module)
-
-    build = aot_autograd(
-        fw_compiler=lambda module, inputs: build_forward(module),
-        bw_compiler=lambda module, inputs: build_backward(module),
-        inference_compiler=infer,
-        partition_fn=partition,
-        decompositions={},
-    )
-    with tracing_whole_ops():
-        compiled: Callable[..., Any] = build(graph, examples)
-    return compiled
-
-
-def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
-    """The graph's inputs that are trained weights."""
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return {node: names[index] for index, node in enumerate(inputs) if index in names}
-
-
 def refuse_autocast() -> None:
     """Raise a BackendError where autocast would change what is captured."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -216,25 +153,3 @@ def refuse_autocast() -> None:
             "precision=bf16-mixed or the autocast around the step, and choose a recipe, e.g. "
             "backend/recipe=bf16"
         )
-
-
-def explain(error: TorchDynamoException) -> BackendError:
-    """One sentence of the user's for what torch.compile says in forty lines."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, BackendError):
-            return inner
-        inner = getattr(inner, "inner_exception", None) or inner.__cause__
-    text = str(error).strip()
-    reason = text.partition("\n")[0]
-    found = re.search(r"^ *Explanation: (.*)$", text, re.MULTILINE)
-    explanation = found[1].strip() if found else reason
-    if isinstance(error, BackendCompilerFailed):
-        return BackendError(f"backend dojo could not compile the step: {reason}")
-    if isinstance(error, TorchRuntimeError):
-        return BackendError(f"the step fails{user_line(text)}: {explanation}")
-    return BackendError(
-        f"the step is not one static graph{user_line(text)}: {reason} ({explanation}); backend "
-        "dojo needs fixed shapes and no branch on a tensor's values (use torch.where, drop the "
-        "last incomplete batch)"
-    )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from fsdtrain_dojo.op_rules import Kind, OpRule, find_rule, output_values
+from fsdtrain.step_graph.nodes import is_op, operands, output_values
+from fsdtrain_dojo.op_rules import Kind, OpRule, find_rule
 
 Rules = dict[Node, OpRule]
 
@@ -31,16 +32,6 @@ def find_rules(graph: Graph) -> Rules:
         BackendError: there is an op without one.
     """
     return {node: find_rule(node) for node in graph.nodes if is_op(node)}
-
-
-def is_op(node: Node) -> bool:
-    """Whether the node computes or moves something; picking one of several results does not."""
-    return node.op == "call_function" and node.target is not operator.getitem
-
-
-def is_backward(node: Node) -> bool:
-    """Whether autograd made this node."""
-    return "backward" in str(node.meta.get("partitioner_tag", ""))
 
 
 def float_results(node: Node) -> Iterator[tuple[int, Node]]:
@@ -65,17 +56,6 @@ def is_float(node: Node) -> bool:
     """Whether the value is one floating-point tensor."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def operands(node: Node) -> Iterator[tuple[int, Node]]:
-    """(position, value) of every tensor argument; those in a list share its position."""
-    for position, argument in enumerate(node.args):
-        for each in argument if isinstance(argument, list | tuple) else (argument,):
-            if isinstance(each, Node):
-                yield position, each
-    for each in node.kwargs.values():
-        if isinstance(each, Node):
-            yield len(node.args), each
 
 
 def reads(value: Node, rules: Rules) -> list[Read]:

@@ -8,15 +8,14 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
+from fsdtrain.step_graph.nodes import is_backward, operands, output_values
 from fsdtrain_dojo.capture.dataflow import (
     Rules,
-    is_backward,
     is_float,
-    operands,
     reachable,
     reads,
 )
-from fsdtrain_dojo.op_rules import Kind, output_values
+from fsdtrain_dojo.op_rules import Kind
 
 # A loss does not reach back over these: they are layers of the model.
 _LAYERS = (Kind.MATRIX, Kind.NORM)

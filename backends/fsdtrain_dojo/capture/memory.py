@@ -9,11 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import Argument
 
-from fsdtrain_dojo.op_rules import op_name
+from fsdtrain.step_graph.nodes import (
+    FUSED_MULTIPLY_ADD,
+    alias_of,
+    function_of,
+    has_layout_of,
+    multiply_add_in_place,
+    op_name,
+)
 
 aten = torch.ops.aten
 
@@ -46,16 +51,6 @@ _GRAD_INPUT: dict[Any, tuple[Any, int]] = {
     aten.gelu_backward.default: (aten.gelu_backward.grad_input, 0),
     aten.silu_backward.default: (aten.silu_backward.grad_input, 0),
 }
-# torch.compile writes it for addcmul; its own kernel is two ops.
-FUSED_MULTIPLY_ADD = "prims.fma"
-_RUN_AS: dict[Any, Any] = {
-    # Kernels do not always keep the strides that were predicted for them when the graph was traced;
-    # a view may then need a copy.
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
-    # Has no memory that could be rounded in place.
-    aten._efficientzerotensor.default: aten.zeros.default,
-}
 # Their schemas do not say that they give their operand's memory.
 _SILENT_VIEWS = {
     "aten::_unsafe_view", "aten::reshape", "aten::contiguous", "aten::_reshape_alias",
@@ -63,20 +58,6 @@ _SILENT_VIEWS = {
 }  # fmt: skip
 
 Overwritable = Mapping[Node, int]  # op -> position of the operand it may write over
-
-
-def alias_of(node: Node) -> Node | None:
-    """The value that this node is only another name for, if it is."""
-    if node.target in (aten.detach.default, aten.alias.default):
-        source = node.args[0]
-    elif node.target is aten.copy.default:  # functional: the second operand in the first's layout
-        source = node.args[1]
-        if not (isinstance(source, Node) and _has_layout_of(source, node)):
-            return None
-    else:
-        return None
-    assert isinstance(source, Node)
-    return source
 
 
 def find_overwritable(nodes: list[Node], replaced: Collection[Node] = ()) -> Overwritable:
@@ -103,7 +84,7 @@ def find_overwritable(nodes: list[Node], replaced: Collection[Node] = ()) -> Ove
                 and (operand.op == "call_function" or operand in replaced)
                 and owner[operand] is operand
                 and last_use[operand] == number
-                and _has_layout_of(operand, node)
+                and has_layout_of(operand, node)
                 and not _shares_memory_otherwise(node, operand, owner)
             ):
                 found[node] = position
@@ -114,33 +95,15 @@ def find_overwritable(nodes: list[Node], replaced: Collection[Node] = ()) -> Ove
 def in_place_variant(node: Node, overwritable: Overwritable) -> Callable[..., Any]:
     """What to call for this op."""
     position = overwritable.get(node)
-    target: Callable[..., Any] = node.target  # type: ignore[assignment]  # of a call_function
-    if target in _RUN_AS:
-        substitute: Callable[..., Any] = _RUN_AS[target]
-        return substitute
-    if target is aten.as_strided.default:
-        return _as_strided_of(node.args[0])
-    if op_name(node) == FUSED_MULTIPLY_ADD:
-        return _multiply_add if position is None else _multiply_add_in_place
     if position is None:
-        return target
+        return function_of(node)
+    if op_name(node) == FUSED_MULTIPLY_ADD:
+        return multiply_add_in_place
+    target = node.target
     if target in _GRAD_INPUT:
         return _into_operand(_GRAD_INPUT[target][0], position)
     variant: Callable[..., Any] = _IN_PLACE[target][0]
     return variant if position == 0 else _swapped(variant)
-
-
-def _as_strided_of(base: Argument) -> Callable[..., Any]:
-    """The op counts in memory, which has to be laid out as it was predicted."""
-    assert isinstance(base, Node)
-    size, strides = base.meta["val"].shape, base.meta["val"].stride()
-
-    def as_strided(tensor: Tensor, *args: Any) -> Tensor:
-        if tensor.stride() != strides:
-            tensor = tensor.new_empty_strided(size, strides).copy_(tensor)
-        return tensor.as_strided(*args)
-
-    return as_strided
 
 
 def _swapped(variant: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,16 +121,6 @@ def _candidates(node: Node) -> tuple[int, ...]:
     if node.target in _GRAD_INPUT:
         return (_GRAD_INPUT[node.target][1],)
     return (2,) if op_name(node) == FUSED_MULTIPLY_ADD else ()
-
-
-def _multiply_add(first: Tensor, second: Tensor | float, addend: Tensor) -> Tensor:
-    return _multiply_add_in_place(first, second, addend.clone())
-
-
-def _multiply_add_in_place(first: Tensor, second: Tensor | float, addend: Tensor) -> Tensor:
-    if isinstance(second, Tensor):
-        return addend.addcmul_(first, second)
-    return addend.add_(first, alpha=second)
 
 
 def _find_owners(nodes: list[Node]) -> dict[Node, Node]:
@@ -192,17 +145,6 @@ def _is_view(node: Node) -> bool:
         return True  # unknown: assume the worst
     schema = target._schema
     return schema.name in _SILENT_VIEWS or any(each.alias_info for each in schema.returns)
-
-
-def _has_layout_of(value: Node, node: Node) -> bool:
-    given, wanted = value.meta.get("val"), node.meta.get("val")
-    return (
-        isinstance(given, torch.Tensor)
-        and isinstance(wanted, torch.Tensor)
-        and given.dtype == wanted.dtype
-        and given.shape == wanted.shape
-        and given.stride() == wanted.stride()
-    )
 
 
 def _shares_memory_otherwise(node: Node, value: Node, owner: Mapping[Node, Node]) -> bool:

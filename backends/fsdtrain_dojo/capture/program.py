@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.memory import alias_of, find_overwritable, in_place_variant
+from fsdtrain.step_graph.nodes import alias_of, op_name
+from fsdtrain_dojo.capture.memory import find_overwritable, in_place_variant
 from fsdtrain_dojo.capture.roles import IS_GEOMETRY, SITES
-from fsdtrain_dojo.op_rules import Kind, find_rule, op_name
+from fsdtrain_dojo.op_rules import Kind, find_rule
 from fsdtrain_dojo.site import Site
 
 Store = Callable[[Tensor], None]

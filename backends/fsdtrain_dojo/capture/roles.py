@@ -9,7 +9,6 @@ matrix unit loads it. Works on the joint graph of forward and backward pass, bef
 two, so that both halves, and what checkpointing computes a second time, agree.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,18 +17,17 @@ import torch
 from torch.fx import Graph, Node
 
 from fsdtrain.backend import BackendError
+from fsdtrain.step_graph.nodes import is_backward, layer_of, op_name, operands, output_values
+from fsdtrain.step_graph.user_line import user_line
 from fsdtrain_dojo.capture.dataflow import (
     Rules,
     find_rules,
     float_results,
-    is_backward,
-    operands,
     reads,
     sources,
 )
 from fsdtrain_dojo.capture.domains import find_addresses, find_loss
-from fsdtrain_dojo.capture.user_line import user_line
-from fsdtrain_dojo.op_rules import Kind, op_name, output_values
+from fsdtrain_dojo.op_rules import Kind
 from fsdtrain_dojo.recipe import Recipe, Role
 from fsdtrain_dojo.site import Site
 
@@ -45,8 +43,6 @@ _PICKS = {
 }  # fmt: skip
 # torch.compile puts a float that was read from a tensor back into one.
 _NUMBER_AS_TENSOR = torch.ops.prims.convert_element_type.default
-# What torch.compile calls the captured module, in front of a layer's path.
-_ROOT = re.compile(r"^L\['\w+'\]\.?")
 _MATRIX_ROLES = (Role.ACTIVATION, Role.WEIGHT, Role.ACTIVATION_GRADIENT)
 
 
@@ -184,15 +180,6 @@ def _site(node: Node, name: str, role: Role, known: _Graph, *, layer: str | None
         rule=known.recipe.rule(role),
         is_rank_share=role is not Role.WEIGHT,
     )
-
-
-def layer_of(node: Node) -> str:
-    """Module path of the layer that a node came from; "" where not known."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return ""
-    path: str = list(stack.values())[-1][0]
-    return _ROOT.sub("", path)
 
 
 def _is_stored_already(node: Node, value: Node, site: Site, known: _Graph) -> bool:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fsdtrain_dojo.capture.dataflow import is_float, operands
-from fsdtrain_dojo.capture.memory import alias_of, in_place_variant
-from fsdtrain_dojo.capture.roles import SITES, STORED, layer_of
-from fsdtrain_dojo.capture.user_line import user_line
+from fsdtrain.step_graph.nodes import alias_of, function_of, layer_of, op_name, operands
+from fsdtrain.step_graph.user_line import user_line
+from fsdtrain_dojo.capture.dataflow import is_float
+from fsdtrain_dojo.capture.roles import SITES, STORED
 from fsdtrain_dojo.formats import Format
 from fsdtrain_dojo.lowering.describe.building import stored_as, values_of
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
 from fsdtrain_dojo.lowering.op_call import OpCall
-from fsdtrain_dojo.op_rules import Kind, find_rule, op_name
+from fsdtrain_dojo.op_rules import Kind, find_rule
 
 Storage = tuple[str, int]  # format, bytes of an element
 WRITE_BACK = torch.ops.aten.copy_.default
@@ -152,7 +152,7 @@ class CallList:
             OpCall(
                 name=name,
                 op=op_name(node),
-                function=in_place_variant(node, {}),
+                function=function_of(node),
                 args=tuple(map(fill, node.args)),
                 kwargs={key: fill(each) for key, each in node.kwargs.items()},
                 outputs=outputs,

@@ -4,21 +4,22 @@ The step is captured as the emulation captures it; the capture is given up befor
 so that module, optimiser and random numbers are left as they were. Knows no machine.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.optim import Optimizer
 
 from fsdtrain.backend import BackendError
-from fsdtrain_dojo.capture.compiler import (
-    trace_step,
+from fsdtrain.step_graph.dry_capture import (
+    CapturedGraphs,
+    capture_graphs,
+    without_compiled_calls,
 )
-from fsdtrain_dojo.capture.program import Program
-from fsdtrain_dojo.lowering.dry_capture import RecordedError, give_up
+from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
+from fsdtrain_dojo.capture.roles import mark_sites
 from fsdtrain_dojo.lowering.graph_calls import CallList, storage_of, without_dead
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
 from fsdtrain_dojo.lowering.record_update import add_update
@@ -51,12 +52,16 @@ def record_step(
     """
     recording = _Recording(module, recipe)
     loss_of = _default_loss if run is None else run
-    with torch.enable_grad(), _without_compiled_calls(module):
-        graphs, examples, places = _capture(
+    with torch.enable_grad(), without_compiled_calls(module):
+        graphs = _capture(
             lambda: loss_of(module, batch), recipe=recipe, names=recording.weight_names
         )
-    inputs = recording.add_inputs(examples, places)
-    gradients = recording.add_halves(graphs, inputs) if Phase.BACKWARD in graphs else {}
+    inputs = recording.add_inputs(graphs.inputs, graphs.places)
+    gradients = (
+        recording.add_halves(graphs.forward, graphs.backward, inputs)
+        if graphs.backward is not None
+        else {}
+    )
     if not gradients:
         raise BackendError(
             "no weight of the module gets a gradient from the step's loss: there is nothing to "
@@ -85,14 +90,12 @@ def record_forward(module: nn.Module, *inputs: Any, recipe: Recipe) -> RecordedS
     training = [each for each in module.modules() if each.training]
     module.eval()
     try:
-        with torch.no_grad(), _without_compiled_calls(module):
-            graphs, examples, places = _capture(
-                lambda: module(*inputs), recipe=recipe, names=recording.weight_names
-            )
+        with torch.no_grad(), without_compiled_calls(module):
+            graphs = _capture(lambda: module(*inputs), recipe=recipe, names=recording.weight_names)
     finally:
         for each in training:
             each.training = True
-    recording.add_inference(graphs[Phase.FORWARD], recording.add_inputs(examples, places))
+    recording.add_inference(graphs.forward, recording.add_inputs(graphs.inputs, graphs.places))
     return recording.finish({})
 
 
@@ -101,70 +104,14 @@ def _default_loss(module: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-@contextmanager
-def _without_compiled_calls(module: nn.Module) -> Iterator[None]:
-    """While recording, a module that is compiled is called as it was written."""
-    compiled = {
-        each: each._compiled_call_impl
-        for each in module.modules()
-        if each._compiled_call_impl is not None
-    }
-    for each in compiled:
-        each._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for each, call in compiled.items():
-            each._compiled_call_impl = call
-
-
-def _never_run(module: GraphModule) -> Program:
-    def run(inputs: list[Any]) -> NoReturn:
-        raise AssertionError("a recorded graph was run")
-
-    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd looks for it
-    return run
-
-
 def _capture(
     function: Callable[[], Any], *, recipe: Recipe, names: Mapping[nn.Parameter, str]
-) -> tuple[dict[Phase, GraphModule], list[Tensor], list[str]]:
-    """The graphs of a function, the tensors that they take, and what torch.compile calls those."""
-    graphs: dict[Phase, GraphModule] = {}
-    inputs: list[Tensor] = []
-    places: list[str] = []
+) -> CapturedGraphs:
+    def mark(graph: Graph, weights: Mapping[Node, str]) -> None:
+        mark_sites(graph, recipe, weights)
 
-    def keep(phase: Phase) -> Callable[[GraphModule], Program]:
-        def build(module: GraphModule) -> Program:
-            graphs[phase] = module
-            return _never_run(module)
-
-        return build
-
-    def backend(graph: GraphModule, examples: Sequence[Any]) -> NoReturn:
-        inputs.extend(examples)
-        places.extend(node.name for node in graph.graph.find_nodes(op="placeholder"))
-        trained = {
-            number: names.get(example, f"parameter_{number}")
-            for number, example in enumerate(examples)
-            if isinstance(example, nn.Parameter)
-        }
-        # Otherwise the backward pass is built when it first runs.
-        with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-            trace_step(
-                graph,
-                examples,
-                recipe=recipe,
-                names=trained,
-                prefix="",
-                build_forward=keep(Phase.FORWARD),
-                build_backward=keep(Phase.BACKWARD),
-                build_inference=keep(Phase.FORWARD),
-            )
-        raise RecordedError
-
-    give_up(torch.compile(function, backend=backend, fullgraph=True, dynamic=False))
-    return graphs, inputs, places
+    refuse_autocast()
+    return capture_graphs(function, names=names, who=WHO, mark=mark)
 
 
 class _Recording:
@@ -202,10 +149,9 @@ class _Recording:
         self._take_outputs(module, found, inputs)
 
     def add_halves(
-        self, graphs: Mapping[Phase, GraphModule], inputs: Sequence[Value]
+        self, forward: GraphModule, backward: GraphModule, inputs: Sequence[Value]
     ) -> dict[str, Value]:
         """Forward and backward pass; the gradients by name of weight."""
-        forward, backward = graphs[Phase.FORWARD], graphs[Phase.BACKWARD]
         found = self.list.add_graph(forward, _by_number(forward, inputs), Phase.FORWARD)
         self._take_outputs(forward, found, inputs)
         saved = {node.name: value for node, value in found.items()}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.optim import Optimizer
 
-from fsdtrain_dojo.lowering.dry_capture import RecordedError, give_up
+from fsdtrain.step_graph.dry_capture import RecordedError, give_up
+from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
 from fsdtrain_dojo.lowering.graph_calls import CallList, Storage, storage_of
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
 from fsdtrain_dojo.optimizer import compile_update, mark_states, sites_of_states
@@ -150,7 +151,8 @@ def _capture_update(
         raise RecordedError
 
     with _ready_to_update(optimizer, names, weights), torch.no_grad():
-        give_up(compile_update(optimizer, build))
+        refuse_autocast()
+        give_up(compile_update(optimizer, build), WHO)
     return found[0]
 
 
