@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Results = tuple[Tensor | None, ...]
@@ -57,8 +58,10 @@ class GraphOp:
         run: from its inputs to its results, as the backend computes and stores them; changes none
             of its inputs, and gives the same bits for the same inputs.
         run_exactly: the same op in double precision from float32 or double inputs, its floating
-            results in double; nothing is rounded to a format.
+            results in double; nothing is rounded to a format. Random numbers are those of `run`.
         call: what `run` calls and stores; None: it cannot be told.
+        shapes: of its results, also of those that are not used; () where not known.
+        dtypes: of its results, likewise.
     """
 
     name: str
@@ -74,6 +77,8 @@ class GraphOp:
     run: Run
     run_exactly: Run
     call: OpCall | None = None
+    shapes: tuple[tuple[int, ...] | None, ...] = ()
+    dtypes: tuple[torch.dtype | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,5 +136,5 @@ def test_a_step_that_is_not_captured_is_not_run_silently(
     """torch.compile would run these in plain FP32, or complain of frames."""
     module, x = Layer(), torch.rand(4, 4)
     emulate(module, BF16)
-    with context(), pytest.raises(BackendError, match="cannot emulate a step that is not captured"):
+    with context(), pytest.raises(BackendError, match="cannot take a step that is not captured"):
         module(x)
