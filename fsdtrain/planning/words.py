@@ -22,10 +22,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-def amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str, *, digits: int = 4) -> str:
     """3.62e14, "FLOP/s" -> "362 TFLOP/s"."""
     factor, prefix = next((one for one in PREFIXES if abs(value) >= one[0]), (1.0, ""))
-    return f"{value / factor:.4g} {prefix}{unit}"
+    return f"{value / factor:.{digits}g} {prefix}{unit}"
 
 
 def money(value: float, currency: str) -> str:
