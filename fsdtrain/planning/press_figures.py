@@ -13,7 +13,7 @@ SA = "SemiAnalysis 2021-08-20, of AI Day 2021"
 CC = "Chips and Cheese, Hot Chips 34 - Tesla's Dojo Microarchitecture"
 STH = "ServeTheHome, Hot Chips 34"
 AI_DAY = "artificialintelligence-news.com 2022-10-03, of AI Day 2022"
-ARTICLE = "press articles about Dojo and 100 exaflops, 2023 to 2025"
+ARTICLE = "press articles about Dojo's goal of 100 exaflops, announced in July 2023"
 
 
 def published(name: str, value: float, unit: str, source: str) -> Sourced:
@@ -48,7 +48,6 @@ A100_PEAK = published("A100, BF16, dense", 312e12, "FLOP/s", "NVIDIA A100 80GB S
 A100_WATTS = published("an A100", 400, "W", "NVIDIA A100 80GB SXM datasheet")
 DGX_A100_WATTS = published("a DGX A100, at most", 6500, "W", "NVIDIA DGX A100 datasheet")
 H100_PEAK = published("H100, BF16, dense", 989e12, "FLOP/s", "NVIDIA H100 SXM datasheet")
-H100_WATTS = published("an H100", 700, "W", "NVIDIA H100 SXM datasheet")
 GPUS_PER_BOX = published("GPUs of a box", 8, "", "DGX A100")
 
 # What was said in public.
