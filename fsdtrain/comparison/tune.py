@@ -1,0 +1,272 @@
+"""`compare --tune`: which roles of a recipe need a wider format, and what that costs.
+
+Greedy, by gain in dB for modelled time, then back: what turned out not to be needed is taken out
+again, so that no single step of the proposal can be left out. It knows no format and no backend,
+only ladders of them (`Backend.wider_formats`). Gradients of one step are looked at: what is stored
+from step to step (weights, moments) does not reach them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from torch import Tensor
+
+from fsdtrain.backend import Backend, FormatLadders
+from fsdtrain.comparison.record import TunedRecipe, WiderRole
+from fsdtrain.errors import UserError
+
+DEFAULT_DISTANCE_DB: Final = 6.0  # below the backend's own recipe that is known to train
+MAX_CAPTURES: Final = 60
+_LEAST_GAIN_DB: Final = 0.1
+_LEAST_COST: Final = 1e-4  # of the step's time; for changes that cost nothing
+
+Measure = Callable[[Backend], float]  # SNR of all gradients in dB; infinite: no error
+StepTime = Callable[[Backend], float | None]  # modelled seconds
+Load = Callable[[Mapping[str, object]], Backend]  # from options of the backend
+Levels = tuple[int, ...]  # how many rungs each role was moved up
+
+
+def tune(
+    backend: Backend,
+    *,
+    load: Load,
+    measure: Measure,
+    step_time: StepTime,
+    margin_snr_db: float | None = None,
+    max_captures: int = MAX_CAPTURES,
+) -> TunedRecipe:
+    """The fewest wider formats with which all gradients come within the margin.
+
+    Args:
+        backend: with the recipe to start from.
+        load: the backend of the same name with other options.
+        measure: captures the step on a backend and runs it, which takes seconds.
+        step_time: of the step on the machine, or None if that cannot be told.
+        margin_snr_db: the least SNR of all gradients against the reference; None: that of the
+            recipe which the backend names as known to train, less `DEFAULT_DISTANCE_DB`.
+        max_captures: how often `measure` is called at most.
+
+    Raises:
+        UserError: the backend has no formats to choose from, or there is no margin to be had.
+    """
+    ladders = backend.wider_formats()
+    if ladders is None or not any(len(each) > 1 for each in ladders.formats.values()):
+        raise UserError(
+            f"tune: backend {backend.name} has no wider number formats to choose from; tune a "
+            "backend that emulates narrow ones, with a recipe that has some"
+        )
+    search = _Search(backend, ladders, load, measure, step_time, max_captures)
+    why = f"{margin_snr_db} dB, as asked for"
+    if margin_snr_db is None:
+        known = measure(load(ladders.known_options))
+        search.num_captures += 1
+        if not math.isfinite(known):
+            raise UserError(
+                f"tune: the gradients of recipe {ladders.known_name} have no finite SNR, from "
+                "which the margin would follow: give the margin in dB"
+            )
+        margin_snr_db = known - DEFAULT_DISTANCE_DB
+        why = f"{margin_snr_db:.1f} dB, that of {ladders.known_name} less {DEFAULT_DISTANCE_DB:g}"
+    return search.find(margin_snr_db, why)
+
+
+def gradient_snr_db(
+    reference: Mapping[str, Tensor], found: Mapping[str, Tensor], gradients: Mapping[str, str]
+) -> float:
+    """Signal over error of all gradients together; infinite: no error; -infinite: not finite.
+
+    Args:
+        reference: values by name.
+        found: values by name.
+        gradients: weight -> name of the value, in both.
+    """
+    signal = noise = 0.0
+    for name in gradients.values():
+        expected = reference[name].double()
+        signal += float(expected.square().sum())
+        noise += float((found[name].double() - expected).square().sum())
+    if noise == 0:
+        return math.inf
+    if not math.isfinite(noise) or signal == 0:
+        return -math.inf
+    return 10 * math.log10(signal / noise)
+
+
+class _Search:
+    """One search, with what its captures have given."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        ladders: FormatLadders,
+        load: Load,
+        measure: Measure,
+        step_time: StepTime,
+        max_captures: int,
+    ) -> None:
+        self.ladders = ladders
+        self.roles = tuple(ladders.formats)
+        self.start: Levels = (0,) * len(self.roles)
+        self.widest: Levels = tuple(len(ladders.formats[role]) - 1 for role in self.roles)
+        self.load = load
+        self.measure = measure
+        self.step_time = step_time
+        self.max_captures = max_captures
+        self.num_captures = 0
+        self.backends = {self.start: backend}
+        self.snrs: dict[Levels, float] = {}
+        self.times: dict[Levels, float | None] = {}
+
+    def find(self, margin: float, why: str) -> TunedRecipe:
+        """Up, and back down."""
+        needed = f"SNR of all gradients (needed: {why})"
+        if self._snr(self.start) >= margin:
+            sentence = f"no role needs a wider format: {_db(self._snr(self.start))} {needed}"
+            return TunedRecipe(margin_snr_db=margin, is_reached=True, steps=(), sentence=sentence)
+        if self._snr(self.widest) < margin:
+            sentence = (
+                f"wider formats are not enough: with every role as wide as it can be "
+                f"{_db(self._snr(self.widest))}, as it is {_db(self._snr(self.start))} {needed}"
+            )
+            return TunedRecipe(margin_snr_db=margin, is_reached=False, steps=(), sentence=sentence)
+        upwards = self._climb(margin)
+        found, is_minimal = self._descend(upwards[-1], margin)
+        steps = self._steps(upwards, found)
+        return TunedRecipe(
+            margin_snr_db=margin,
+            is_reached=True,
+            steps=steps,
+            sentence=self._sentence(found, steps, needed, is_minimal=is_minimal),
+        )
+
+    def _climb(self, margin: float) -> list[Levels]:
+        """From the start to levels that are enough, one step after another."""
+        path = [self.start]
+        is_open = set(range(len(self.roles)))
+        while self._snr(path[-1]) < margin:
+            best = self._best_step(path[-1], is_open)
+            if best is None:  # each step alone is hidden by what the others lose
+                path.append(self.widest)
+            else:
+                path.append(best)
+        return path
+
+    def _best_step(self, levels: Levels, is_open: set[int]) -> Levels | None:
+        """The step with the most dB for its time; forgets the roles that change nothing."""
+        best, best_score = None, 0.0
+        for number in sorted(is_open):
+            wider = self._moved(levels, number, 1)
+            # What follows may take as many captures again as there are steps.
+            if wider is None or self.num_captures + sum(self.widest) >= self.max_captures:
+                continue
+            gain = self._snr(wider) - self._snr(levels)
+            if gain == 0:
+                is_open.discard(number)
+            if gain < _LEAST_GAIN_DB:
+                continue
+            score = gain / self._cost(levels, wider)
+            if score > best_score:
+                best, best_score = wider, score
+        return best
+
+    def _descend(self, levels: Levels, margin: float) -> tuple[Levels, bool]:
+        """Without the steps that are not needed, the dearest first; whether all were tried."""
+        while True:
+            narrower = [self._moved(levels, number, -1) for number in range(len(self.roles))]
+            tried = [each for each in narrower if each is not None]
+            tried.sort(key=lambda each: -self._cost(each, levels))
+            for each in tried:
+                if each not in self.snrs and self.num_captures >= self.max_captures:
+                    return levels, False
+                if self._snr(each) >= margin:
+                    levels = each
+                    break
+            else:
+                return levels, True
+
+    def _steps(self, upwards: list[Levels], found: Levels) -> tuple[WiderRole, ...]:
+        """One a role, in the order in which the way up came to them."""
+        order = sorted(
+            (number for number, level in enumerate(found) if level),
+            key=lambda number: next(i for i, each in enumerate(upwards) if each[number]),
+        )
+        steps = []
+        for count, number in enumerate(order):
+            so_far = set(order[: count + 1])
+            levels = tuple(level if i in so_far else 0 for i, level in enumerate(found))
+            is_affordable = levels in self.snrs or self.num_captures < self.max_captures
+            formats = self.ladders.formats[self.roles[number]]
+            steps.append(
+                WiderRole(
+                    role=self.roles[number],
+                    from_format=formats[0],
+                    to_format=formats[found[number]],
+                    gradient_snr_db=_finite(self._snr(levels)) if is_affordable else None,
+                    step_time_s=self._time(levels),
+                    step_time_before_s=self._time(self.start),
+                    origin="MODELLED",
+                )
+            )
+        return tuple(steps)
+
+    def _sentence(
+        self, found: Levels, steps: tuple[WiderRole, ...], needed: str, *, is_minimal: bool
+    ) -> str:
+        changes = ", ".join(f"{each.role} {each.from_format} to {each.to_format}" for each in steps)
+        verb = "needs a wider format" if len(steps) == 1 else "need wider formats"
+        sentence = (
+            f"{len(steps)} of {len(self.roles)} roles {verb}: {changes}; that takes it from "
+            f"{_db(self._snr(self.start))} to {_db(self._snr(found))} {needed}"
+        )
+        before, after = self._time(self.start), self._time(found)
+        if before and after is not None:
+            sentence += (
+                f"; the step takes {after / before:.3f} times as long, {1e3 * before:.4g} to "
+                f"{1e3 * after:.4g} ms (MODELLED)"
+            )
+        else:
+            sentence += "; what it costs is not modelled"
+        if not is_minimal:
+            sentence += f"; fewer may do: all {self.max_captures} captures are used"
+        return sentence
+
+    def _moved(self, levels: Levels, number: int, step: int) -> Levels | None:
+        level = levels[number] + step
+        if not 0 <= level <= self.widest[number]:
+            return None
+        return (*levels[:number], level, *levels[number + 1 :])
+
+    def _cost(self, narrow: Levels, wide: Levels) -> float:
+        """Of the step's time; all alike where that is not modelled."""
+        before, after = self._time(narrow), self._time(wide)
+        if not before or after is None:
+            return 1.0
+        return max(_LEAST_COST, after / before - 1)
+
+    def _snr(self, levels: Levels) -> float:
+        if levels not in self.snrs:
+            self.num_captures += 1
+            self.snrs[levels] = self.measure(self._backend(levels))
+        return self.snrs[levels]
+
+    def _time(self, levels: Levels) -> float | None:
+        if levels not in self.times:
+            self.times[levels] = self.step_time(self._backend(levels))
+        return self.times[levels]
+
+    def _backend(self, levels: Levels) -> Backend:
+        if levels not in self.backends:
+            chosen = dict(zip(self.roles, levels, strict=True))
+            self.backends[levels] = self.load(self.ladders.options_at(chosen))
+        return self.backends[levels]
+
+
+def _db(snr: float) -> str:
+    if math.isfinite(snr):
+        return f"{snr:.1f} dB"
+    return "no error" if snr > 0 else "no finite gradients"
+
+
+def _finite(snr: float) -> float | None:
+    return snr if math.isfinite(snr) else None
