@@ -11,7 +11,8 @@ tests/backends run over every installed backend.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from fsdtrain.errors import BackendError as BackendError
 from fsdtrain.errors import UserError
 from fsdtrain.ops.table import OpTable
+from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_profile import Origin, StepProfile
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,23 @@ class Tolerance:
     loss_relative_after_ten_steps: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormatLadders:
+    """The number formats that each role of a recipe may have.
+
+    Args:
+        formats: role -> formats in words, from that in use to the widest.
+        options_at: options of the backend where each role is that many rungs above the one in use.
+        known_name: of a recipe that is known to train, which others are measured by.
+        known_options: options of the backend with that recipe.
+    """
+
+    formats: Mapping[str, Sequence[str]]
+    options_at: Callable[[Mapping[str, int]], Mapping[str, object]]
+    known_name: str
+    known_options: Mapping[str, object]
+
+
 class Backend(ABC):
     """One hardware path. Importing it is cheap and needs no hardware; constructing it may."""
 
@@ -159,6 +178,50 @@ class Backend(ABC):
             optimizer: of the parameters of `step`.
         """
 
+    def step_graph(self, step: nn.Module, batch: Any) -> StepGraph:
+        """`step(batch).loss.backward()` as ops, each as this backend computes it in training.
+
+        Nothing is computed, and the step is left as it is. Backends that do not compute eagerly
+        in `autocast` override it.
+
+        Args:
+            step: in the mode that it trains in; copied where its tensors are not on the device.
+            batch: what `step` takes.
+
+        Raises:
+            BackendError: the step is no static graph, or trains nothing.
+        """
+        # It brings torch's compiler, and importing a backend is cheap.
+        from fsdtrain.step_graph.capture import capture_step
+
+        return capture_step(
+            step,
+            batch,
+            autocast=self.autocast,
+            to_device=self.to_device,
+            who=f"backend {self.name}",
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the forward pass runs in: its mixed precision, if it has any."""
+        return nullcontext()
+
+    def update(self, optimizer: Optimizer) -> None:
+        """What training does for `optimizer.step()`; the gradients are there.
+
+        Args:
+            optimizer: of weights of a step that was compiled, or given to `step_graph`.
+        """
+        optimizer.step()
+
+    def store(self, words: Mapping[str, object]) -> Callable[[Tensor], None]:
+        """The function that rounds a tensor in place as `OpCall.stores` says.
+
+        Raises:
+            BackendError: this backend rounds nothing by itself.
+        """
+        raise BackendError(f"backend {self.name} stores what it computes as it is: {dict(words)}")
+
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         """The newest reading, once; empty where there is none.
 
@@ -166,6 +229,10 @@ class Backend(ABC):
         many steps, as its options say; any other never does.
         """
         return ()
+
+    def wider_formats(self) -> FormatLadders | None:
+        """What the number formats in use may be replaced by; None: there is nothing to choose."""
+        return None
 
     def read_memory(self) -> Mapping[str, int]:
         """The most that was held since the last call, in bytes by name; empty if it cannot tell."""

@@ -4,7 +4,7 @@ It supplies no ops of its own (the references serve) and compiles nothing.
 """
 
 import platform
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -66,5 +66,8 @@ class CpuBackend(Backend):
             backend=self.name,
             device=self.device_name(),
             dtype=self.precision,
-            autocast=partial(torch.autocast, "cpu", torch.bfloat16, self.precision != "fp32"),
+            autocast=self.autocast,
         )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, self.precision != "fp32")

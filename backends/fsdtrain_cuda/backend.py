@@ -5,7 +5,7 @@ code serves AMD GPUs by way of ROCm, where it was not tried.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from fsdtrain.backend import (
 )
 from fsdtrain.ops.table import OpTable
 from fsdtrain.ops.warp_bev import warp_bev
+from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_profile import Origin, StepProfile
 from fsdtrain_cuda import deterministic
 from fsdtrain_cuda.device import check_devices, find_device
@@ -157,7 +158,6 @@ class CudaBackend(Backend):
         from fsdtrain_cuda.profile import profile_on_gpu
 
         self._prepare()
-        narrow = torch.float16 if self.precision == "fp16-mixed" else torch.bfloat16
         return profile_on_gpu(
             step,
             batch,
@@ -166,8 +166,16 @@ class CudaBackend(Backend):
             device=self.device_name(),
             precision=self.precision,
             is_eager=self.compile == "eager",
-            autocast=partial(torch.autocast, "cuda", narrow, self.precision != "fp32"),
+            autocast=self.autocast,
         )
+
+    def step_graph(self, step: nn.Module, batch: Any) -> StepGraph:
+        self._prepare()
+        return super().step_graph(step, batch)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        narrow = torch.float16 if self.precision == "fp16-mixed" else torch.bfloat16
+        return torch.autocast("cuda", narrow, self.precision != "fp32")
 
     def _prepare(self) -> None:
         from fsdtrain_cuda.tuning import switch_tuning

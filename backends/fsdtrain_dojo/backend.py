@@ -5,8 +5,9 @@ that training takes is the host's; the machine's is MODELLED, by `profile_step`.
 """
 
 import platform
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,16 @@ from fsdtrain.backend import (
     Availability,
     Backend,
     BackendError,
+    FormatLadders,
     TensorNumerics,
     Tolerance,
     TrainerParts,
 )
+from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_profile import Origin, StepProfile
+
+if TYPE_CHECKING:
+    from fsdtrain_dojo.sites import SiteTable
 
 HOSTS = ("cpu", "cuda")
 
@@ -106,6 +112,21 @@ class DojoBackend(Backend):
                 f"backend.devices={devices} with backend.host=cuda: the emulation runs on one GPU; "
                 "set backend.devices=1, or backend.host=cpu for several processes"
             )
+        self.seed = seed
+        self._options = {
+            "machine": machine,
+            "recipe": recipe,
+            "precision": precision,
+            "denormals": denormals,
+            "uhp_has_specials": uhp_has_specials,
+            "accumulate": accumulate,
+            "accumulator": accumulator,
+            "k_tile": k_tile,
+            "seed": seed,
+            "host": host,
+            "devices": devices,
+            "read_every_steps": read_every_steps,
+        }
         self.keeps_sums_whole = accumulate == "exact"
         self.host = host
         self.devices = devices
@@ -114,6 +135,11 @@ class DojoBackend(Backend):
         )
         self.compiler = StepCompiler(self.recipe, self.table, implementations)
         self.optimizers = OptimizerCompiler(self.recipe, self.table, self.compiler.weight_names)
+        # Of steps that were only captured, and of optimisers that work outside of training.
+        self.weight_names: dict[nn.Parameter, str] = {}
+        self._updates: WeakKeyDictionary[Optimizer, tuple[OptimizerCompiler, SiteTable]] = (
+            WeakKeyDictionary()
+        )
 
     @classmethod
     def availability(cls) -> Availability:
@@ -140,6 +166,48 @@ class DojoBackend(Backend):
 
     def compile_step(self, step: nn.Module) -> None:
         self.compiler.compile(step)
+
+    def step_graph(self, step: nn.Module, batch: Any) -> StepGraph:
+        """The first step of a training run; the run's own histories and counts are not touched."""
+        from fsdtrain_dojo.capture.emulated_step import capture_emulated_step
+
+        self.weight_names |= {each: name for name, each in step.named_parameters()}
+        return capture_emulated_step(
+            step,
+            batch,
+            recipe=self.recipe,
+            seed=self.seed,
+            implementations=self.compiler.implementations,
+            to_device=self.to_device,
+        )
+
+    def update(self, optimizer: Optimizer) -> None:
+        from fsdtrain_dojo.optimizer import OptimizerCompiler
+
+        if optimizer not in self._updates:
+            table = self._new_table()
+            names = self.compiler.weight_names | self.weight_names
+            self._updates[optimizer] = OptimizerCompiler(self.recipe, table, names), table
+        compiler, table = self._updates[optimizer]
+        table.begin_step()
+        compiler.step(optimizer)
+
+    def store(self, words: Mapping[str, object]) -> Callable[[Tensor], None]:
+        from fsdtrain_dojo.capture.store_words import read_store
+
+        return read_store(words, self.recipe)
+
+    def wider_formats(self) -> FormatLadders:
+        from fsdtrain_dojo.wider_formats import find_ladders
+
+        return find_ladders(self._options)
+
+    def _new_table(self) -> "SiteTable":
+        from fsdtrain_dojo.sites import SiteTable
+
+        return SiteTable(
+            self.recipe, seed=self.seed, device=torch.device(self.host), read_every_steps=0
+        )
 
     def to_device(self, value: Tensor) -> Tensor:
         return value.to(self.host)

@@ -134,7 +134,7 @@ class SiteTable:
 
     def _evaluating_store(self, site: Site, rounder: Rounder) -> Store:
         counts = torch.zeros(NUM_COUNTS, dtype=torch.int64, device=self.device)
-        key = _site_key(self.seed, 0, site)
+        key = site_key(self.seed, 0, site)
 
         def store(tensor: Tensor) -> None:
             bias = site.rule.fixed_bias
@@ -187,7 +187,7 @@ class SiteTable:
                 bias = None
             self._biases[first + offset] = bias
             if rule.rounding is Rounding.STOCHASTIC:
-                self._keys[first + offset] = _site_key(self.seed, self.step, site)
+                self._keys[first + offset] = site_key(self.seed, self.step, site)
 
     def read(self) -> tuple[TensorNumerics, ...]:
         """What was measured in the last step, if it was one of every `read_every_steps`; once."""
@@ -232,7 +232,8 @@ class SiteTable:
         self._choose()
 
 
-def _site_key(seed: int, step: int, site: Site) -> tuple[int, int]:
+def site_key(seed: int, step: int, site: Site) -> tuple[int, int]:
+    """Of the random numbers that a tensor of the site is rounded with in this step."""
     return stream_key(seed, step, zlib.crc32(site.name.encode()))
 
 

@@ -144,7 +144,9 @@ class _Flattening:
             call: Callable[..., Any] = lambda: value  # noqa: E731 - a constant of the graph
             arguments = self._arguments(())
         else:
-            call = self._find_matrix_op(node) or in_place_variant(node, self.overwritable)
+            call = find_matrix_op(node, self.implementations) or in_place_variant(
+                node, self.overwritable
+            )
             arguments = self._arguments(node.args)
             named = {key: each for key, each in keywords.items() if isinstance(each, Node)}
             if named:
@@ -167,18 +169,6 @@ class _Flattening:
             frees=frees,
         )
 
-    def _find_matrix_op(self, node: Node) -> Callable[..., Any] | None:
-        """What runs in a matrix op's place, if anything shall."""
-        if not self.implementations or node.meta.get(IS_GEOMETRY, False):
-            return None
-        found = self.implementations.get(node.target)
-        if found is None and find_rule(node).kind is Kind.MATRIX:
-            raise BackendError(
-                f"op {op_name(node)} is not built with exact sums: write it as matrix products, "
-                "or set backend.accumulate=fast"
-            )
-        return found
-
     def _arguments(self, arguments: Iterable[Any]) -> _Arguments:
         found = _Arguments([], [], [])
         for position, each in enumerate(arguments):
@@ -191,6 +181,23 @@ class _Flattening:
                 found.lists.append((position, self._arguments(each)))
             found.constants.append(None if isinstance(each, Node) or has_registers else each)
         return found
+
+
+def find_matrix_op(node: Node, implementations: Implementations) -> Callable[..., Any] | None:
+    """What runs in a matrix op's place, if anything shall.
+
+    Raises:
+        BackendError: matrix ops have implementations, but this one has none.
+    """
+    if not implementations or node.meta.get(IS_GEOMETRY, False):
+        return None
+    found = implementations.get(node.target)
+    if found is None and find_rule(node).kind is Kind.MATRIX:
+        raise BackendError(
+            f"op {op_name(node)} is not built with exact sums: write it as matrix products, "
+            "or set backend.accumulate=fast"
+        )
+    return found
 
 
 def _name_last(call: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
