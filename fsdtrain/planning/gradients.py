@@ -72,7 +72,7 @@ def schedule_gradients(
     return GradientSchedule(
         gradients=tuple(sorted(gradients, key=lambda each: each.ready_s)),
         needed_s=last,
-        how="gradients come when the profile's backward pass has them, layer by layer",
+        how="Gradients come when the profile's backward pass has them, layer by layer",
     )
 
 
@@ -96,7 +96,7 @@ def _evenly(profile: StepProfile, parameter_bytes: Mapping[str, float]) -> Gradi
     return GradientSchedule(
         gradients=tuple(_spread(parameter_bytes, start, seconds["backward"] * scale)),
         needed_s=start + seconds["backward"] * scale,
-        how="gradients are taken to come evenly over the backward pass: the profile has no starts",
+        how="Gradients are taken to come evenly over the backward pass: the profile has no starts",
     )
 
 
@@ -104,7 +104,7 @@ def _spread(
     parameter_bytes: Mapping[str, float], start_s: float, duration_s: float
 ) -> Iterator[Gradient]:
     total, done = sum(parameter_bytes.values()), 0.0
-    for num_bytes in reversed(parameter_bytes.values()):
+    for num_bytes in reversed(tuple(parameter_bytes.values())):
         done += num_bytes
         share = done / total if total else 1.0
         yield Gradient(num_bytes=num_bytes, ready_s=start_s + share * duration_s)
@@ -116,5 +116,5 @@ def _all_at_the_end(parameter_bytes: Mapping[str, float], step_s: float) -> Grad
             Gradient(num_bytes=num_bytes, ready_s=step_s) for num_bytes in parameter_bytes.values()
         ),
         needed_s=step_s,
-        how="no exchange is hidden: the profile does not tell the backward pass from the rest",
+        how="No exchange is hidden: the profile does not tell the backward pass from the rest",
     )

@@ -84,12 +84,7 @@ def plan_machine(
             f"plan: a budget is asked for, and fleet {fleet.name} has no price: give "
             "device_price_per_hour"
         )
-    step = device_step(
-        machine.profile,
-        workload,
-        batch_size=machine.batch_size,
-        max_samples=_most_samples(question),
-    )
+    step = step_of(machine, workload, question)
 
     alone = Part(step=step, fleet=fleet, num_devices=1)
 
@@ -122,18 +117,30 @@ def plan_machine(
         sentence=answer(
             curve, needed, question, bound=step.bound, devices_per_node=fleet.devices_per_node
         ),
-        figures=(_step_figure(step), *fleet_figures(fleet)),
+        figures=(step_figure(step), *fleet_figures(fleet)),
         notes=(*fleet.notes, *step.notes, *notes_of(curve, workload, question, [alone])),
         sensitivities=find_sensitivities(time_of, step, fleet, num_devices=shown),
     )
 
 
-def _most_samples(question: Question) -> float:
-    """Of a step: no more than there are, and than is said to train well."""
+def step_of(machine: PlannedMachine, workload: Workload, question: Question) -> DeviceStep:
+    """One step of one device, of no more samples than there are, and than are said to train well.
+
+    Raises:
+        UserError: the profile has no time.
+    """
+    if machine.batch_size < 1 or not machine.profile.step_time_s > 0:
+        raise UserError(
+            f"plan: the profile for fleet {machine.fleet.name} has a step of "
+            f"{machine.profile.step_time_s:g} s with {machine.batch_size} samples: both must be "
+            "above 0; profile the step again"
+        )
     limits = [float(question.num_samples)]
     if question.max_global_batch is not None:
         limits.append(question.max_global_batch)
-    return min(limits)
+    return device_step(
+        machine.profile, workload, batch_size=machine.batch_size, max_samples=min(limits)
+    )
 
 
 def with_point(curve: tuple[ScalePoint, ...], point: ScalePoint | None) -> tuple[ScalePoint, ...]:
@@ -147,7 +154,8 @@ def _near(count: int, curve: tuple[ScalePoint, ...]) -> int:
     return min((each.num_devices for each in curve), key=lambda each: abs(each - count))
 
 
-def _step_figure(step: DeviceStep) -> Sourced:
+def step_figure(step: DeviceStep) -> Sourced:
+    """The figure that all others start from."""
     return Sourced(
         name="step of one device",
         value=step.step_s,
@@ -185,9 +193,10 @@ def _batch_notes(curve: tuple[ScalePoint, ...], question: Question) -> Iterator[
         (question.max_global_batch, "what is said to train well"),
     )
     for limit, words in limits:
-        above = [each for each in curve if limit is not None and each.samples_per_step > limit]
-        if above:
+        above = ((each.num_devices, each.samples_per_step or 0.0) for each in curve)
+        first = next((each for each in above if limit is not None and each[1] > limit), None)
+        if first is not None:
             yield (
-                f"From {above[0].num_devices:,} devices on, a step has "
-                f"{above[0].samples_per_step:,.0f} samples or more, beyond {words} ({limit:,})."
+                f"From {first[0]:,} devices on, a step has {first[1]:,.0f} samples or more, beyond "
+                f"{words} ({limit:,})."
             )
