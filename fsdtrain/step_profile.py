@@ -81,6 +81,30 @@ class TimelineEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MapLevel:
+    """Parts that a machine's grid is made of: "die", `rows` x `columns` of its smallest places."""
+
+    name: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSlices:
+    """A heat map over the step, coarsely: a byte a place and slice of time.
+
+    Args:
+        edges_s: of the slices, from the step's start; one more than there are slices.
+        top: the value that 254 stands for; 0 is 0, and 255 is where nothing is.
+        cells: of every slice, row by row.
+    """
+
+    edges_s: tuple[float, ...]
+    top: float
+    cells: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeatMap:
     """One quantity over the grid of a machine; row 0 is north. None: nothing is there.
 
@@ -89,12 +113,16 @@ class HeatMap:
         unit: of the values; "share" is of 1.
         rows: of equal length.
         group: (rows, columns) of the parts that the grid is made of, such as dies; None: of none.
+        levels: the parts by name, the smallest first; the place itself among them.
+        slices: the same over the step; None: not known.
     """
 
     title: str
     unit: str
     rows: tuple[tuple[float | None, ...], ...]
     group: tuple[int, int] | None = None
+    levels: tuple[MapLevel, ...] = ()
+    slices: MapSlices | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
