@@ -89,6 +89,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         pue: power usage effectiveness: the site's power over what reaches the nodes.
         device_mtbf_hours: mean time between stops of the training that one device causes.
         restart_s: from a stop until training goes on.
+        checkpoint_start_s: that training waits for a checkpoint of any size.
         checkpoint_gb_per_s: at which training waits for a checkpoint to be written.
         straggler_share: standard deviation of one device's step time over its mean.
         storage_gb_per_s: that all devices together read at.
@@ -108,6 +109,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pue: Figure | None = None
     device_mtbf_hours: Figure | None = None
     restart_s: Figure | None = None
+    checkpoint_start_s: Figure | None = None
     checkpoint_gb_per_s: Figure | None = None
     straggler_share: Figure | None = None
     storage_gb_per_s: Figure | None = None
@@ -148,7 +150,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 FIGURE_NAMES = (
-    "device_watts", "node_watts", "pue", "device_mtbf_hours", "restart_s", "checkpoint_gb_per_s",
+    "device_watts", "node_watts", "pue", "device_mtbf_hours", "restart_s", "checkpoint_start_s", "checkpoint_gb_per_s",
     "straggler_share", "storage_gb_per_s", "node_input_gb_per_s", "node_decode_images_per_s",
     "device_price_per_hour", "energy_price_per_kwh",
 )  # fmt: skip

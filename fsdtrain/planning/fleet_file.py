@@ -21,7 +21,7 @@ from fsdtrain.planning.fleet import (
 )
 
 GIVEN = {"source": "given by the user", "confidence": "given"}
-MAY_BE_ZERO = {"restart_s", "straggler_share", "node_watts", "latency_us"}
+MAY_BE_ZERO = {"restart_s", "checkpoint_start_s", "straggler_share", "node_watts", "latency_us"}
 MAX_BYTES = 1 << 20  # of a file
 
 

@@ -120,12 +120,16 @@ def _goodput(parts: Sequence[Part], workload: Workload) -> Goodput:
     for part in parts:
         mtbf_s = part.fleet.si("device_mtbf_hours")
         rate += part.num_devices / mtbf_s if mtbf_s else 0.0
-    writes = [part.fleet.si("checkpoint_gb_per_s") for part in parts]
     return best_goodput(
-        checkpoint_s=max(workload.checkpoint_bytes / each if each else 0.0 for each in writes),
+        checkpoint_s=max(_checkpoint_s(part.fleet, workload) for part in parts),
         mtbf_s=1 / rate if rate else math.inf,
         restart_s=max(part.fleet.si("restart_s") or 0.0 for part in parts),
     )
+
+
+def _checkpoint_s(fleet: Fleet, workload: Workload) -> float:
+    start_s, rate = fleet.si("checkpoint_start_s") or 0.0, fleet.si("checkpoint_gb_per_s")
+    return start_s + (workload.checkpoint_bytes / rate if rate else 0.0)
 
 
 def _limit(lost: dict[Limit, float], wall_s: float, parts: Sequence[Part]) -> Limit:
