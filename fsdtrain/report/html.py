@@ -6,18 +6,25 @@ pages show, and `templates/` says what they look like.
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import msgspec
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from fsdtrain.errors import UserError
 from fsdtrain.report.cards import ORIGIN_MEANINGS
+from fsdtrain.report.palette import css
 from fsdtrain.report.profile_page import collect_profile_page
 from fsdtrain.report.run_page import collect_run_page
 
 TEMPLATES = Path(__file__).parent / "templates"
+# page.js first: it sets the theme that the charts are drawn in. Plotly last but for its user.
+SCRIPTS = ("page.js", "table.js", "maps.js", "tree.js")
+STYLES = ("page.css", "compare.css")
+CHART_SCRIPT = "figures.js"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -30,8 +37,7 @@ def write_report(run_dir: Path) -> Path:
         UserError: there is no readable manifest.json, or the folder cannot be written to.
         DataError: metrics.csv does not hold numbers.
     """
-    text = render("run.html.j2", collect_run_page(run_dir), scripts=("page.js", "charts.js"))
-    return _write(run_dir / "report.html", text)
+    return write_page(run_dir / "report.html", "run.html.j2", collect_run_page(run_dir))
 
 
 def write_profile_page(run_dir: Path) -> Path:
@@ -41,15 +47,14 @@ def write_profile_page(run_dir: Path) -> Path:
         UserError: there is no readable manifest.json or profile.json, or the folder cannot be
             written to.
     """
-    page = collect_profile_page(run_dir)
-    text = render("profile.html.j2", page, scripts=(), styles=("page.css", "profile.css"))
-    return _write(run_dir / "profile.html", text)
+    return write_page(run_dir / "profile.html", "profile.html.j2", collect_profile_page(run_dir))
 
 
-def _write(path: Path, text: str) -> Path:
+def write_page(path: Path, template: str, page: object) -> Path:
+    """Render a page into a file, whole or not at all; UserError where it cannot be written."""
     temporary = path.with_suffix(".html.partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(render(template, page), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -57,14 +62,12 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def render(
-    template: str,
-    page: object,
-    *,
-    scripts: Sequence[str],
-    styles: Sequence[str] = ("page.css",),
-) -> str:
-    """Fill a page template; only the named scripts, allowed by their hash, will run in it."""
+def render(template: str, page: object, *, live_script: str | None = None) -> str:
+    """Fill a page template; only the page's own scripts, allowed by their hashes, will run in it.
+
+    `page` needs a `title`; the template knows the rest. A page with a `live_script` may ask the
+    server that it came from, and nobody else.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -72,15 +75,29 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sources = [(TEMPLATES / name).read_text(encoding="utf-8") for name in scripts]
+    environment.filters["json"] = json_in_html
+    sources = [*(_read(name) for name in SCRIPTS), get_plotlyjs(), _read(CHART_SCRIPT)]
+    if live_script is not None:
+        sources.append(_read(live_script))
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in sources)
     return environment.get_template(template).render(
         page=page,
-        # The package's own files: the only text on the page that is not escaped.
-        style=Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in styles)),
+        # The package's own files: with JSON the only text on the page that is not escaped.
+        style=Markup(css() + "".join(_read(name) for name in STYLES)),
         scripts=[Markup(text) for text in sources],
-        script_sources=Markup(
-            " ".join(f"'sha256-{value.decode()}'" for value in hashes) or "'none'"
-        ),
+        script_sources=Markup(" ".join(f"'sha256-{value.decode()}'" for value in hashes)),
         origin_meanings=ORIGIN_MEANINGS,
+        is_live=live_script is not None,
     )
+
+
+def json_in_html(value: Any) -> Markup:
+    """JSON for a script element: no text in it can end the element or open a comment."""
+    text = msgspec.json.encode(value).decode()
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -26,65 +25,55 @@ from fsdtrain.engine.numerics_record import (
 )
 from fsdtrain.errors import UserError
 from fsdtrain.report.cards import label_of
-from fsdtrain.report.charts import ChartView, make_chart
-from fsdtrain.report.curves import Curve, Role, Series, thin_indices
-from fsdtrain.report.histogram import HistogramView, make_histogram
+from fsdtrain.report.charts.chart import Chart
+from fsdtrain.report.charts.histogram import make_histogram
+from fsdtrain.report.charts.lines import make_lines
+from fsdtrain.report.curves import Curve, Role, Series
+from fsdtrain.report.table import Cell, Column, Table, make_table
+from fsdtrain.step_profile import Origin
 
 # The order of a step: forward, backward, optimiser. Roles that are not named here come behind.
 ROLE_ORDER = (
     "activation", "weight", "vector", "activation_gradient", "weight_gradient", "vector_gradient",
     "master_weight", "first_moment", "second_moment",
 )  # fmt: skip
-NUM_OPEN_ROWS = 12  # the worst tensors; the others are folded away
+ORIGIN: Origin = "EMULATED"
+HISTOGRAMS = "numerics_histograms.json"
 SPARK_POINTS = 30
-SPARK_SIZE = (72, 18)  # px
-SPARK_RANGE_DB = (
-    -20,
-    40,
-)  # 8-bit formats in range give 20 to 32; what lies beyond stays at the edge
+# 8-bit formats in range give 20 to 32 dB; what lies beyond stays at the edge.
+SPARK_RANGE_DB = (-20, 40)
+PAGE_SIZE = 12
+COLUMNS = (
+    Column(heading="tensor", is_code=True),
+    Column(heading="role", is_choice=True),
+    Column(heading="format", is_code=True),
+    Column(heading="SNR", is_number=True, hint="signal to rounding noise in dB"),
+    Column(heading="over time", hint="signal to rounding noise over the run"),
+    Column(heading="saturated", is_number=True, hint="share of all elements"),
+    Column(heading="underflowed", is_number=True, hint="share of all elements"),
+    Column(heading="NaN", is_number=True, hint="share of all elements"),
+    Column(heading="largest", is_number=True, hint="the largest element"),
+    Column(heading="range", hint="smallest denormal to largest power of two"),
+)
 
 Values = dict[int, float]  # by step
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorRow:
-    """One tensor of the newest reading; `spark` is its signal to noise over time, as SVG points."""
-
-    layer: str
-    op: str
-    role: str
-    format: str
-    rounding: str
-    bias: str
-    bias_history: str
-    snr: str
-    spark: str
-    saturated: str
-    underflowed: str
-    nan: str
-    largest_exponent: str
-    exponents: tuple[int, int]
-    is_lost: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class NumericsSection:
-    """Everything that the section shows; the data of its charts go into the page's JSON."""
+    """Everything that the section shows."""
 
     note: str
     warning: str
-    chart_groups: tuple[tuple[str, tuple[ChartView, ...]], ...]
-    chart_data: tuple[dict[str, Any], ...]
+    chart_groups: tuple[tuple[str, tuple[Chart, ...]], ...]
     silent_note: str
-    rows: tuple[TensorRow, ...]
-    folded_rows: tuple[TensorRow, ...]
-    spark_range_db: tuple[int, int]
-    histograms: tuple[HistogramView, ...]
+    tensors: Table
+    histograms: tuple[Chart, ...]
     histograms_note: str
 
 
-def read_numerics_section(run_dir: Path, *, first_chart: int) -> NumericsSection | None:
-    """The section, its charts counted from `first_chart`; None where there is no reading.
+def read_numerics_section(run_dir: Path) -> NumericsSection | None:
+    """The section; None where there is no reading.
 
     Raises:
         UserError: numerics.csv cannot be read, or is of another version.
@@ -94,20 +83,16 @@ def read_numerics_section(run_dir: Path, *, first_chart: int) -> NumericsSection
     if not readings:
         return None
     step, newest = list(readings.items())[-1]
-    groups, data, silent = _charts(readings, first_chart)
-    rows = _rows(readings, newest)
+    groups, silent = _charts(readings)
     histograms, histograms_note = _histograms(run_dir)
     return NumericsSection(
         note=f"{len(newest)} tensors, {len(readings)} readings, the newest at step {step:,}",
         warning=_warning(step, newest.values()),
         chart_groups=groups,
-        chart_data=data,
         silent_note=(
             f"No rounding noise and nothing out of range: {', '.join(silent)}." if silent else ""
         ),
-        rows=rows[:NUM_OPEN_ROWS],
-        folded_rows=rows[NUM_OPEN_ROWS:],
-        spark_range_db=SPARK_RANGE_DB,
+        tensors=_table(readings, newest),
         histograms=histograms,
         histograms_note=histograms_note,
     )
@@ -127,11 +112,20 @@ def _warning(step: int, tensors: Iterable[TensorNumerics]) -> str:
 
 
 def _charts(
-    readings: Mapping[int, Reading], first_chart: int
-) -> tuple[tuple[tuple[str, tuple[ChartView, ...]], ...], tuple[dict[str, Any], ...], list[str]]:
-    """(groups of charts, their data, the roles that have nothing to show)."""
+    readings: Mapping[int, Reading],
+) -> tuple[tuple[tuple[str, tuple[Chart, ...]], ...], list[str]]:
+    """(groups of charts, the roles that have nothing to show)."""
     silent = []
-    noise, lost = [], []
+    noise: list[Chart] = []
+    lost: list[Chart] = []
+    steps = (min(readings), max(max(readings), min(readings) + 1))
+
+    def chart(role: str, series: list[Series], *, can_be_log: bool) -> Chart:
+        return make_lines(
+            label_of(role), series, origin=ORIGIN, source="numerics.csv", steps=steps,
+            can_be_log=can_be_log,
+        )  # fmt: skip
+
     for role in _roles(readings):
         of_role = {
             step: [tensor for tensor in reading.values() if tensor.role == role]
@@ -139,22 +133,17 @@ def _charts(
         }
         noise_series, lost_series = _noise_series(of_role), _lost_series(of_role)
         if noise_series:
-            noise.append((label_of(role), noise_series))
+            # Decibels are a logarithm already.
+            noise.append(chart(role, noise_series, can_be_log=False))
         if lost_series:
-            lost.append((label_of(role), lost_series))
+            lost.append(chart(role, lost_series, can_be_log=True))
         if not noise_series and not lost_series:
             silent.append(role.replace("_", " "))
-    made = [
-        # Decibels are a logarithm already.
-        make_chart(first_chart + number, title, series, can_be_log=number >= len(noise))
-        for number, (title, series) in enumerate([*noise, *lost])
-    ]
-    views = [view for view, _ in made]
     groups = (
-        ("Signal to rounding noise against FP32, in dB", tuple(views[: len(noise)])),
-        ("Out of range: share of the worst tensor's elements, in %", tuple(views[len(noise) :])),
+        ("Signal to rounding noise against FP32, in dB", tuple(noise)),
+        ("Out of range: share of the worst tensor's elements, in %", tuple(lost)),
     )
-    return tuple(group for group in groups if group[1]), tuple(data for _, data in made), silent
+    return tuple(group for group in groups if group[1]), silent
 
 
 def _roles(readings: Mapping[int, Reading]) -> list[str]:
@@ -210,37 +199,47 @@ def _series(label: str, role: Role, column: str, values: Values) -> Series:
     return Series(label=label, role=role, column=column, curve=curve)
 
 
-def _rows(readings: Mapping[int, Reading], newest: Reading) -> tuple[TensorRow, ...]:
+def _table(readings: Mapping[int, Reading], newest: Reading) -> Table:
     steps = (min(readings), max(readings))
-    return tuple(
+    rows = [
         _row(key, {step: of[key] for step, of in readings.items() if key in of}, steps)
         for key in sorted(newest, key=lambda key: -severity(newest[key]))
-    )
+    ]
+    return make_table(
+        "Tensors of the newest reading, the worst first", COLUMNS, rows, page_size=PAGE_SIZE,
+        source="numerics.csv, which holds every reading",
+        note=f"SNR: signal to noise, 10 log10 of the sum of squares over that of the rounding "
+        f"errors; its small curves reach from {SPARK_RANGE_DB[0]} to {SPARK_RANGE_DB[1]} dB. "
+        "Shares are of all elements. Bias in brackets: over the run.",
+    )  # fmt: skip
 
 
 def _row(
     key: TensorKey, history: Mapping[int, TensorNumerics], steps: tuple[int, int]
-) -> TensorRow:
+) -> tuple[Cell, ...]:
     tensor = history[steps[1]]
     biases = {one.bias for one in history.values() if one.bias is not None}
-    is_moving = len(biases) > 1
-    return TensorRow(
-        layer=tensor.layer or "unnamed",
-        op=tensor.op if key[3] == 0 else f"{tensor.op}, no. {key[3] + 1}",
-        role=tensor.role.replace("_", " "),
-        format=tensor.format,
-        rounding=tensor.rounding,
-        bias="" if tensor.bias is None else str(tensor.bias),
-        bias_history=f"{min(biases)} to {max(biases)}" if is_moving else "",
-        snr="" if tensor.snr_db is None else f"{tensor.snr_db:.1f}",
-        spark=_spark(history, steps),
-        saturated=_percent(tensor.saturated_share),
-        underflowed=_percent(tensor.underflowed_share),
-        nan=_percent(tensor.nan_share),
-        largest_exponent=f"{math.log2(tensor.amax):.1f}" if tensor.amax > 0 else "",
-        exponents=tensor.representable_exponents,
-        is_lost=has_lost_range(tensor),
-    )
+    bias = "" if tensor.bias is None else f", bias {tensor.bias}"
+    if len(biases) > 1:
+        bias += f" ({min(biases)} to {max(biases)})"
+    op = tensor.op if key[3] == 0 else f"{tensor.op}, no. {key[3] + 1}"
+    lowest, highest = tensor.representable_exponents
+    largest = f"2^{math.log2(tensor.amax):.1f}" if tensor.amax > 0 else "0"
+    return (
+        Cell(tensor.layer or "unnamed", small=(op,), is_warned=has_lost_range(tensor)),
+        Cell(tensor.role.replace("_", " ")),
+        Cell(tensor.format, small=(f"{tensor.rounding}{bias}",)),
+        Cell(
+            "" if tensor.snr_db is None else f"{tensor.snr_db:.1f}", tensor.snr_db,
+            is_warned=has_lost_range(tensor),
+        ),
+        Cell("", spark=_spark(history, steps)),
+        Cell(_percent(tensor.saturated_share), tensor.saturated_share),
+        Cell(_percent(tensor.underflowed_share), tensor.underflowed_share),
+        Cell(_percent(tensor.nan_share), tensor.nan_share),
+        Cell(largest, tensor.amax),
+        Cell(f"2^{lowest} to 2^{highest}"),
+    )  # fmt: skip
 
 
 def _percent(share: float) -> str:
@@ -250,35 +249,38 @@ def _percent(share: float) -> str:
     return "< 0.01 %" if share < 1e-4 else f"{100 * share:.{2 if share < 0.1 else 1}f} %"
 
 
-def _spark(history: Mapping[int, TensorNumerics], steps: tuple[int, int]) -> str:
-    """Points of a polyline in a box of SPARK_SIZE, which is SPARK_RANGE_DB high."""
-    points = [(step, one.snr_db) for step, one in history.items() if one.snr_db is not None]
-    if len(points) < 2:
-        return ""
-    width, height = SPARK_SIZE
+def _spark(
+    history: Mapping[int, TensorNumerics], steps: tuple[int, int]
+) -> tuple[float | None, ...]:
+    """Signal to noise over the run, evenly spaced, from 0 at the low end of SPARK_RANGE_DB to 1."""
+    if steps[0] == steps[1]:
+        return ()
     low, high = SPARK_RANGE_DB
-    kept = thin_indices(np.array([value for _, value in points]), SPARK_POINTS)
-    texts = []
-    for step, value in (points[index] for index in kept):
-        x = 1 + (step - steps[0]) / (steps[1] - steps[0]) * (width - 2)
-        share = (min(max(value, low), high) - low) / (high - low)
-        y = height - 1 - share * (height - 2)
-        texts.append(f"{x:.1f},{y:.1f}")
-    return " ".join(texts)
+    places: list[float | None] = [None] * min(SPARK_POINTS, len(history))
+    if len(places) < 2:
+        return ()
+    for step, one in history.items():
+        if one.snr_db is not None:
+            at = round((step - steps[0]) / (steps[1] - steps[0]) * (len(places) - 1))
+            places[at] = (min(max(one.snr_db, low), high) - low) / (high - low)
+    return tuple(places)
 
 
-def _histograms(run_dir: Path) -> tuple[tuple[HistogramView, ...], str]:
+def _histograms(run_dir: Path) -> tuple[tuple[Chart, ...], str]:
     """(each role's worst tensor, what there is to say about them)."""
-    if not (run_dir / "numerics_histograms.json").exists():
-        return (), "numerics_histograms.json is missing."
+    if not (run_dir / HISTOGRAMS).exists():
+        return (), f"{HISTOGRAMS} is missing."
     try:
         found = read_histograms(run_dir)
     except UserError as error:
         # The curves and the table stand without them.
         return (), f"The histograms cannot be read. {error}"
-    views = tuple(make_histogram(tensor, found.min_exponent) for tensor in found.tensors)
+    views = tuple(
+        make_histogram(tensor, found.min_exponent, origin=ORIGIN, source=HISTOGRAMS)
+        for tensor in found.tensors
+    )
     note = (
-        f"Each role's worst tensor at step {found.step:,}. Shaded is what its format holds; orange "
-        "bars lie outside."
+        f"Each role's worst tensor at step {found.step:,}. Shaded is what its format holds; "
+        "hatched bars lie outside."
     )
     return views, note

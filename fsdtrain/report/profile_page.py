@@ -11,69 +11,38 @@ from pathlib import Path
 from fsdtrain.engine.profile_record import read_profile
 from fsdtrain.engine.run_record import Manifest, read_manifest
 from fsdtrain.report.amounts import in_seconds, percent, plain_number, with_prefix
-from fsdtrain.report.heat_map import HeatMapView, make_heat_map
-from fsdtrain.report.memory_plot import MemoryPlot, make_memory_plot
+from fsdtrain.report.charts.bars import make_stacked_bars
+from fsdtrain.report.charts.chart import Chart
+from fsdtrain.report.charts.heat_map import levels_of, make_heat_map, slice_labels
+from fsdtrain.report.charts.memory import make_memory
+from fsdtrain.report.charts.roofline import make_roofline
+from fsdtrain.report.charts.tornado import Tornado, make_tornado
+from fsdtrain.report.palette import NUM_SERIES
 from fsdtrain.report.profile_cards import Card, make_cards, make_meters
 from fsdtrain.report.profile_text import (
     UNKNOWN_BOUND,
+    OpColumn,
     op_columns,
     op_title,
     time_by_bound,
     total_by_bound,
 )
-from fsdtrain.report.roofline_plot import RooflinePlot, make_roofline
 from fsdtrain.report.run_page import Fact, manifest_facts
-from fsdtrain.report.tornado import Tornado, make_tornado
-from fsdtrain.step_profile import OpProfile, ScaleProfile, StepProfile
+from fsdtrain.report.table import Cell, Column, Table, make_table
+from fsdtrain.step_profile import HeatMap, OpProfile, ScaleProfile, StepProfile
 
-NUM_WORST_OPS = 30
-MAX_OPS = 500  # on the page; profile.json has all
-# The colours of what a machine model names; other names take the remaining ones in turn.
-TONES = {
-    "matrix": "t0", "vector": "t1", "SRAM port": "t2", "link": "t3", "HBM": "t4", "network": "t5",
-    "latency": "t6", "imbalance": "t7", UNKNOWN_BOUND: "t8",
+# The places of what a machine model names among colours, patterns and symbols, so that a bound
+# looks the same on every page; other names take the remaining ones in turn.
+PLACES = {
+    "matrix": 0, "HBM": 1, "vector": 2, "link": 3, "SRAM port": 4, "network": 5, "latency": 6,
+    "imbalance": 7,
 }  # fmt: skip
-OTHER_TONES = ("t0", "t1", "t4", "t3", "t2", "t5", "t7", "t6")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoundPart:
-    """One part of a stacked bar; `percent` is of the longest bar."""
-
-    name: str
-    tone: str
-    percent: float
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseBar:
-    """The time of one phase, by what bounds its ops."""
-
-    name: str
-    time: str
-    parts: tuple[BoundPart, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LegendPart:
-    """One bound over all phases."""
-
-    name: str
-    tone: str
-    time: str
-    share: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpRow:
-    """One op; `cells` go with the page's headings."""
-
-    title: str
-    places: tuple[str, ...]
-    tone: str
-    cells: tuple[str, ...]
-    reasons: tuple[str, ...]
+HINTS = {
+    "share": "of the time of all ops",
+    "peak": "share of the machine's peak rate",
+    "roof": "the least time that the roofline allows, as a share of the op's",
+}
+CODE_COLUMNS = ("op", "shapes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +64,18 @@ class ProfilePage:
     profile: StepProfile
     num_clips: int
     cards: tuple[Card, ...]
-    phase_bars: tuple[PhaseBar, ...]
-    bounds: tuple[LegendPart, ...]
+    has_bounds: bool
+    time_by_bound: Chart
+    energy_by_bound: Chart | None
     busy: tuple[Card, ...]
-    roofline: RooflinePlot | None
-    memory: MemoryPlot | None
-    heat_maps: tuple[HeatMapView, ...]
-    op_headings: tuple[tuple[str, bool], ...]  # text, whether a number
-    worst_ops: tuple[OpRow, ...]
-    other_ops: tuple[OpRow, ...]
-    ops_note: str
+    roofline: Chart | None
+    memory: Chart | None
+    heat_maps: tuple[Chart, ...]
+    map_levels: tuple[str, ...]
+    map_labels: tuple[str, ...]
+    ops: Table
     tornado: Tornado | None
     scale: ScaleTable | None
-    tones: dict[str, str]
     facts: tuple[tuple[str, tuple[Fact, ...]], ...]
 
 
@@ -116,14 +84,8 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
     manifest, record = read_manifest(run_dir), read_profile(run_dir)
     profile = record.profile
     totals = total_by_bound(profile)
-    tones = choose_tones(totals)
-    bounds = _legend(totals, tones)
-    columns = op_columns(profile.ops)[1:]  # the name heads the row
-    columns = [column for column in columns if column.heading != "layer"]
-    rows = [
-        _op_row(op, tuple(column.cell(op) for column in columns), tones)
-        for op in profile.ops[:MAX_OPS]
-    ]
+    places = choose_places(totals)
+    maps = tuple(chart for each in profile.heat_maps if (chart := make_heat_map(each, profile)))
     name = run_dir.resolve().name
     return ProfilePage(
         title=f"{name} - fsdtrain profile",
@@ -132,79 +94,110 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
         profile=profile,
         num_clips=record.num_clips,
         cards=tuple(make_cards(record)),
-        phase_bars=_phase_bars(time_by_bound(profile), tones),
-        bounds=bounds if set(totals) != {UNKNOWN_BOUND} else (),
+        has_bounds=set(totals) != {UNKNOWN_BOUND},
+        time_by_bound=_time_chart(profile, places),
+        energy_by_bound=_energy_chart(profile, places),
         busy=make_meters(profile),
-        roofline=make_roofline(profile),
-        memory=make_memory_plot(profile),
-        heat_maps=tuple(view for each in profile.heat_maps if (view := make_heat_map(each))),
-        op_headings=tuple((column.heading, column.is_number) for column in columns),
-        worst_ops=tuple(rows[:NUM_WORST_OPS]),
-        other_ops=tuple(rows[NUM_WORST_OPS:]),
-        ops_note=f"the slowest {MAX_OPS} of {len(profile.ops):,}; profile.json has all"
-        if len(profile.ops) > MAX_OPS
-        else f"{len(profile.ops):,} ops",
+        roofline=make_roofline(profile, places),
+        memory=make_memory(profile),
+        heat_maps=maps,
+        map_levels=tuple(_level_names(profile.heat_maps)),
+        map_labels=tuple(_map_labels(profile)),
+        ops=_ops_table(profile, places),
         tornado=make_tornado(profile),
         scale=_scale_table(profile.scale),
-        tones=tones,
         facts=manifest_facts(manifest),
     )
 
 
-def choose_tones(bounds: Sequence[str] | dict[str, float]) -> dict[str, str]:
-    """A colour class for every bound: its own, or one that no other bound here has."""
+def choose_places(bounds: Sequence[str] | dict[str, float]) -> dict[str, int]:
+    """A place among the colours for every bound: its own, or one that no other bound here has."""
+    known = {bound: PLACES[bound] for bound in bounds if bound in PLACES}
     if set(bounds) == {UNKNOWN_BOUND}:
-        return {UNKNOWN_BOUND: TONES["matrix"]}  # nothing to be told apart
-    known = {bound: TONES[bound] for bound in bounds if bound in TONES}
-    free = [tone for tone in OTHER_TONES if tone not in known.values()] or list(OTHER_TONES)
-    others = [bound for bound in bounds if bound not in TONES]
-    return known | {bound: free[number % len(free)] for number, bound in enumerate(others)}
+        return {UNKNOWN_BOUND: 0}  # nothing to be told apart
+    free = [place for place in range(NUM_SERIES) if place not in known.values()]
+    others = [bound for bound in bounds if bound not in PLACES and bound != UNKNOWN_BOUND]
+    beyond = len(free) + NUM_SERIES
+    found = known | {
+        bound: free[number] if number < len(free) else beyond + number
+        for number, bound in enumerate(others)
+    }
+    return found | ({UNKNOWN_BOUND: NUM_SERIES} if UNKNOWN_BOUND in bounds else {})
 
 
-def _phase_bars(
-    by_phase: dict[str, dict[str, float]], tones: dict[str, str]
-) -> tuple[PhaseBar, ...]:
-    longest_s = max((sum(times.values()) for times in by_phase.values()), default=0.0) or 1.0
-    return tuple(
-        PhaseBar(
-            name=phase,
-            time=in_seconds(sum(times.values())),
-            parts=tuple(
-                BoundPart(
-                    name=bound,
-                    tone=tones[bound],
-                    percent=round(100 * seconds / longest_s, 3),
-                    text=f"{bound}: {in_seconds(seconds)}, "
-                    f"{percent(seconds / sum(times.values()))} of {phase}",
-                )
-                for bound, seconds in times.items()
-            ),
-        )
-        for phase, times in by_phase.items()
-    )
+def _time_chart(profile: StepProfile, places: dict[str, int]) -> Chart:
+    has_bounds = set(total_by_bound(profile)) != {UNKNOWN_BOUND}
+    return make_stacked_bars(
+        "Time of the ops by what bounds them" if has_bounds else "Time of the ops",
+        time_by_bound(profile), text_of=in_seconds, unit="s", origin=profile.origin,
+        source=f"profile.json; {profile.device}", places=places, has_legend=has_bounds,
+    )  # fmt: skip
 
 
-def _legend(totals: dict[str, float], tones: dict[str, str]) -> tuple[LegendPart, ...]:
-    total_s = sum(totals.values()) or 1.0
-    return tuple(
-        LegendPart(
-            name=bound,
-            tone=tones[bound],
-            time=in_seconds(seconds),
-            share=percent(seconds / total_s),
-        )
-        for bound, seconds in totals.items()
-    )
+def _energy_chart(profile: StepProfile, places: dict[str, int]) -> Chart | None:
+    """Joules of the ops by phase and bound; None where energy or bounds are not known."""
+    found: dict[str, dict[str, float]] = {}
+    for phase in time_by_bound(profile):
+        found[phase] = {}
+    for op in profile.ops:
+        if op.energy_j and op.bound_by:
+            of_phase = found[op.phase or "step"]
+            of_phase[op.bound_by] = of_phase.get(op.bound_by, 0.0) + op.energy_j
+    if not any(found.values()):
+        return None
+    return make_stacked_bars(
+        "Energy of the ops by what bounds them", found,
+        text_of=lambda joules: with_prefix(joules, "J"), unit="J", origin=profile.origin,
+        source=f"profile.json; {profile.device}", places=places, note="Without idle power.",
+    )  # fmt: skip
 
 
-def _op_row(op: OpProfile, cells: tuple[str, ...], tones: dict[str, str]) -> OpRow:
-    return OpRow(
-        title=op_title(op),
-        places=tuple(part for part in (op.layer, op.line) if part),
-        tone=tones[op.bound_by] if op.bound_by else "",
-        cells=cells,
-        reasons=op.explanation,
-    )
+def _level_names(maps: Sequence[HeatMap]) -> list[str]:
+    longest = max((levels_of(each) for each in maps), key=len, default=())
+    return [level.name for level in longest]
+
+
+def _map_labels(profile: StepProfile) -> list[str]:
+    for each in profile.heat_maps:
+        if each.slices is not None:
+            return slice_labels(each.slices, profile)
+    return []
+
+
+def _ops_table(profile: StepProfile, places: dict[str, int]) -> Table:
+    columns = [column for column in op_columns(profile.ops) if column.heading != "layer"]
+    if not columns:
+        return make_table("Ops, the slowest first", (), ())
+    return make_table(
+        "Ops, the slowest first",
+        [
+            Column(
+                heading=column.heading, hint=HINTS.get(column.heading, ""),
+                is_number=column.is_number, is_code=column.heading in CODE_COLUMNS,
+                is_choice=column.heading in ("phase", "bound"),
+            )
+            for column in columns
+        ],
+        [[_cell(op, column, places) for column in columns] for op in profile.ops],
+        sorted_by="time",
+        source=f"profile.json; {profile.device}",
+        note=" ".join(
+            f"{heading.capitalize()}: {hint}."
+            for heading, hint in HINTS.items()
+            if heading in {column.heading for column in columns}
+        ),
+    )  # fmt: skip
+
+
+def _cell(op: OpProfile, column: OpColumn, places: dict[str, int]) -> Cell:
+    if column.heading == "op":
+        where = tuple(part for part in (op.layer, op.line) if part)
+        return Cell(op_title(op), small=where, details=op.explanation)
+    if column.heading == "bound":
+        place = places.get(op.bound_by or "", NUM_SERIES)
+        tone = f"s{place}" if place < NUM_SERIES else "neutral"
+        return Cell(op.bound_by or "", tone=tone if op.bound_by else "")
+    return Cell(column.cell(op), column.value(op) if column.value else None)
 
 
 def _scale_table(scale: ScaleProfile | None) -> ScaleTable | None:

@@ -32,11 +32,18 @@ def op_title(op: OpProfile) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class OpColumn:
-    """One column of the table of ops; `cell` gives "" where the backend cannot tell."""
+    """One column of the table of ops; `cell` gives "" where the backend cannot tell.
+
+    `value`, of a column of numbers, is what it is sorted by.
+    """
 
     heading: str
     cell: Callable[[OpProfile], str]
-    is_number: bool = False
+    value: Callable[[OpProfile], float | None] | None = None
+
+    @property
+    def is_number(self) -> bool:
+        return self.value is not None
 
 
 def op_columns(ops: Sequence[OpProfile]) -> list[OpColumn]:
@@ -52,34 +59,42 @@ def op_columns(ops: Sequence[OpProfile]) -> list[OpColumn]:
         OpColumn(heading="phase", cell=lambda op: op.phase or ""),
         OpColumn(heading="type", cell=lambda op: op.dtype if num_types > 1 else ""),
         OpColumn(
-            heading="calls", cell=lambda op: str(op.num_calls) if has_calls else "", is_number=True
+            heading="calls",
+            cell=lambda op: str(op.num_calls) if has_calls else "",
+            value=lambda op: op.num_calls,
         ),
-        OpColumn(heading="time", cell=lambda op: in_seconds(op.time_s), is_number=True),
+        OpColumn(heading="time", cell=lambda op: in_seconds(op.time_s), value=lambda op: op.time_s),
         OpColumn(
             heading="share",
             cell=lambda op: percent(op.time_s / total_s) if total_s else "",
-            is_number=True,
+            value=lambda op: op.time_s,
         ),
         OpColumn(
-            heading="FLOP/s", cell=lambda op: _rate(op) if not has_peak else "", is_number=True
+            heading="FLOP/s",
+            cell=lambda op: with_prefix(_rate(op) or 0.0, "") if not has_peak and _rate(op) else "",
+            value=_rate,
         ),
-        OpColumn(heading="peak", cell=lambda op: _share(op.utilisation), is_number=True),
         OpColumn(
-            heading="roof",
-            cell=lambda op: _share(op.roofline_s, op.alone),
-            is_number=True,
+            heading="peak",
+            cell=lambda op: _percent(op.utilisation),
+            value=lambda op: op.utilisation,
         ),
+        OpColumn(heading="roof", cell=lambda op: _percent(_of_roofline(op)), value=_of_roofline),
         OpColumn(heading="bound", cell=lambda op: op.bound_by or ""),
     )
     return [column for column in columns if any(column.cell(op) for op in ops)]
 
 
-def _rate(op: OpProfile) -> str:
-    return with_prefix(op.flops / op.alone, "") if op.flops and op.alone else ""
+def _rate(op: OpProfile) -> float | None:
+    return op.flops / op.alone if op.flops and op.alone else None
 
 
-def _share(part: float | None, whole: float = 1.0) -> str:
-    return percent(part / whole) if part is not None and whole else ""
+def _of_roofline(op: OpProfile) -> float | None:
+    return op.roofline_s / op.alone if op.roofline_s is not None and op.alone else None
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else percent(share)
 
 
 def ops_table(

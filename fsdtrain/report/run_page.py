@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,8 +29,8 @@ from fsdtrain.report.cards import (
     make_card,
     summarise,
 )
-from fsdtrain.report.charts import MAX_POINTS, ChartView, make_chart
-from fsdtrain.report.curve_picture import draw_curves
+from fsdtrain.report.charts.chart import Chart
+from fsdtrain.report.charts.lines import MAX_POINTS, make_lines
 from fsdtrain.report.curves import (
     SECTIONS,
     Curve,
@@ -97,9 +97,7 @@ class RunPage:
     compared_cards: tuple[FigureCard, ...]
     plain_cards: tuple[FigureCard, ...]  # of figures that have no baseline
     origins: tuple[Origin, ...]
-    charts: tuple[tuple[str, tuple[ChartView, ...]], ...]
-    chart_data: list[dict[str, Any]]  # JSON
-    static_curves: str
+    charts: tuple[tuple[str, tuple[Chart, ...]], ...]
     is_thinned: bool
     numerics: NumericsSection | None  # None: the run emulated no number formats
     pictures: tuple[PictureView, ...]
@@ -115,12 +113,7 @@ def collect_run_page(run_dir: Path) -> RunPage:
     results, result_notices = _read_results(run_dir)
     metrics_path = run_dir / "metrics.csv"
     curves = read_curves(metrics_path) if metrics_path.exists() else {}
-    panels = arrange_panels(curves)
-    charts = [
-        make_chart(index, label_of(panel.quantity), panel.series, is_wide=panel.quantity == "loss")
-        for index, panel in enumerate(panels)
-    ]
-    numerics = read_numerics_section(run_dir, first_chart=len(charts))
+    numerics = read_numerics_section(run_dir)
     cards = [make_card(figure) for figure in results.figures] if results else []
     pictures, pictures_note = _read_pictures(run_dir / "pictures")
     config_path = run_dir / "config.yaml"
@@ -135,19 +128,7 @@ def collect_run_page(run_dir: Path) -> RunPage:
         compared_cards=tuple(card for card in cards if card.standing != "alone"),
         plain_cards=tuple(card for card in cards if card.standing == "alone"),
         origins=_origins(results),
-        charts=tuple(
-            (section, found)
-            for section in SECTIONS
-            if (
-                found := tuple(
-                    view
-                    for (view, _), panel in zip(charts, panels, strict=True)
-                    if panel.section == section
-                )
-            )
-        ),
-        chart_data=[*(data for _, data in charts), *(numerics.chart_data if numerics else ())],
-        static_curves=_static_curves(curves) if curves else "",
+        charts=_charts(curves, manifest.origin),
         is_thinned=any(len(curve.values) > MAX_POINTS for curve in curves.values()),
         numerics=numerics,
         pictures=pictures,
@@ -156,6 +137,23 @@ def collect_run_page(run_dir: Path) -> RunPage:
         config_lines=tuple(_config_line(line) for line in config.splitlines()),
         config_note=f"config.yaml, {len(config.splitlines())} lines",
     )
+
+
+def _charts(
+    curves: Mapping[str, Curve], origin: Origin
+) -> tuple[tuple[str, tuple[Chart, ...]], ...]:
+    """By section: a chart a quantity, all over the same steps."""
+    panels = arrange_panels(curves)
+    first = min((int(curve.steps[0]) for curve in curves.values()), default=0)
+    last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
+    charts: dict[str, list[Chart]] = {section: [] for section in SECTIONS}
+    for panel in panels:
+        chart = make_lines(
+            label_of(panel.quantity), panel.series, origin=origin, source="metrics.csv",
+            steps=(first, max(last, first + 1)), is_wide=panel.quantity == "loss",
+        )  # fmt: skip
+        charts[panel.section].append(chart)
+    return tuple((section, tuple(found)) for section, found in charts.items() if found)
 
 
 def _read_results(run_dir: Path) -> tuple[Results | None, list[Notice]]:
@@ -229,12 +227,6 @@ def _read_pictures(folder: Path) -> tuple[tuple[PictureView, ...], str]:
     if len(paths) > MAX_PICTURES:
         notes.append(f"the first {MAX_PICTURES} of {len(paths)}; all are in pictures/")
     return tuple(views), "; ".join(notes)
-
-
-def _static_curves(curves: Mapping[str, Curve]) -> str:
-    packed = io.BytesIO()
-    draw_curves(curves).save(packed, "PNG", optimize=True)
-    return _data_uri(packed.getvalue(), "png")
 
 
 def _data_uri(data: bytes, kind: str) -> str:

@@ -5,6 +5,7 @@ They lie on their side, so that names can be read, on a phone as well.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsdtrain.report.amounts import percent
 from fsdtrain.report.charts.chart import (
@@ -21,31 +22,34 @@ from fsdtrain.report.charts.chart import (
 
 ROW_PX = 40
 MARGINS_PX = 64
+PREFIXED = ("s", "B", "J", "W", "FLOP", "B/s", "FLOP/s")  # units that take ms, GB
 
 
 def make_stacked_bars(
     title: str,
     bars: Mapping[str, Mapping[str, float]],
     *,
-    unit: str,
     text_of: Callable[[float], str],
     origin: str,
     source: str,
+    unit: str = "",
     note: str = "",
     places: Mapping[str, int] | None = None,
+    has_legend: bool = True,
 ) -> Chart:
     """One bar a name, made of parts: {"forward": {"matrix": 0.01, "HBM": 0.02}}.
 
     Args:
         title: the heading.
         bars: amounts by bar and by part.
-        unit: of the amounts, on the axis.
         text_of: an amount in words, for hovering and the legend.
         origin: of the amounts.
         source: of the amounts.
+        unit: of the amounts; "s", "B" and the like get a prefix, others head the axis.
         note: below the chart.
         places: of the parts among the colours and patterns, so that several charts agree; None:
             in the order in which they come.
+        has_legend: False where there is one part alone.
     """
     parts = list(dict.fromkeys(part for of in bars.values() for part in of))
     places = places or {part: number for number, part in enumerate(parts)}
@@ -71,7 +75,7 @@ def make_stacked_bars(
         figure={
             "data": data,
             "layout": layout(
-                x=axis(unit, rangemode="tozero"),
+                x=_amounts(unit),
                 y=axis(autorange="reversed", type="category", ticksuffix=" "),
                 barmode="stack", bargap=0.28, hovermode="closest",
             ),
@@ -91,7 +95,9 @@ def make_stacked_bars(
                 pattern=PATTERNS[places[part] % len(PATTERNS)],
             )
             for number, part in enumerate(parts)
-        ),
+        )
+        if has_legend
+        else (),
         height_px=MARGINS_PX + ROW_PX * max(len(bars), 1),
     )  # fmt: skip
 
@@ -111,10 +117,10 @@ def make_waterfall(
     changes: Sequence[Change],
     end: tuple[str, float],
     *,
-    unit: str,
     text_of: Callable[[float], str],
     origin: str,
     source: str,
+    unit: str = "",
     note: str = "",
 ) -> Chart:
     """From `start` over each change to `end`; the caller sees to it that they add up."""
@@ -142,7 +148,7 @@ def make_waterfall(
         figure={
             "data": [trace],
             "layout": layout(
-                x=axis(unit, rangemode="tozero"),
+                x=_amounts(unit),
                 y=axis(autorange="reversed", type="category", ticksuffix=" "),
                 bargap=0.3, hovermode="closest", margin={"l": 52, "r": 76, "t": 10, "b": 36},
             ),
@@ -159,10 +165,10 @@ def make_grouped_bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     *,
-    unit: str,
     text_of: Callable[[float], str],
     origin: str,
     source: str,
+    unit: str = "",
     note: str = "",
     is_log: bool = False,
 ) -> Chart:
@@ -183,7 +189,7 @@ def make_grouped_bars(
         legend.append(
             LegendEntry(label=label, color=series_color(number), traces=(number,), pattern=pattern)
         )
-    x = axis(unit, type="log") if is_log else axis(unit, rangemode="tozero")
+    x = _amounts(unit, **({"type": "log", "dtick": 1} if is_log else {}))
     return Chart(
         title=title,
         figure={
@@ -205,6 +211,14 @@ def make_grouped_bars(
         + ".",
         origin=origin, source=source, note=note, legend=tuple(legend),
         height_px=MARGINS_PX + (14 + 20 * len(series)) * max(len(groups), 1),
+    )  # fmt: skip
+
+
+def _amounts(unit: str, **changes: Any) -> PlotlyPart:
+    if unit not in PREFIXED:
+        return axis(unit, rangemode="tozero", nticks=6, **changes)
+    return axis(
+        rangemode="tozero", ticksuffix=unit, exponentformat="SI", minexponent=1, nticks=6, **changes
     )  # fmt: skip
 
 

@@ -117,7 +117,8 @@ def axis(title: str = "", **changes: Any) -> PlotlyPart:
         "zerolinecolor": "@line",
         "automargin": True,
         "showline": False,
-        "exponentformat": "SI",
+        "exponentformat": "power",
+        "minexponent": 4,
     }
     return found | changes
 
