@@ -235,6 +235,7 @@ class StepProfile:
         assumptions: what the result rests on.
         scale: on more machines.
         notes: what a reader must know: what was spilled, what does not fit, what would make it fit.
+        validation: of a model: what is known of its error, in words.
     """
 
     backend: str
@@ -258,6 +259,7 @@ class StepProfile:
     assumptions: tuple[Assumption, ...] = ()
     scale: ScaleProfile | None = None
     notes: tuple[str, ...] = ()
+    validation: str = ""
 
     @property
     def utilisation(self) -> float | None:
