@@ -38,8 +38,6 @@ TENSOR_COLUMNS = (
     Column(heading="b against a, dB", is_number=True),
     Column(heading="band, dB", is_number=True, hint="the least SNR that is expected"),
     Column(heading="over band, dB", is_number=True, hint="SNR of the worse side less the band"),
-    Column(heading="place", is_number=True, hint="in the order of the step"),
-    Column(heading="outside", is_choice=True, hint="the sides that are outside of their band"),
 )  # fmt: skip
 
 
@@ -102,11 +100,14 @@ def _tensor_table(
     caption: str, rows: Sequence[TensorComparison], *, has_details: bool, note: str = ""
 ) -> Table:
     cells = [_tensor_cells(row, has_details=has_details) for row in rows]
-    return make_table(caption, TENSOR_COLUMNS, cells, note=note, source=SOURCE)
+    return make_table(
+        caption, TENSOR_COLUMNS, cells, note=note, source=SOURCE, details_label="errors"
+    )
 
 
 def _tensor_cells(row: TensorComparison, *, has_details: bool) -> list[Cell]:
-    small = tuple(text for text in (row.finding, row.line) if text)
+    outside = f"outside of its band: {' and '.join(row.outside)}" if row.outside else ""
+    small = tuple(text for text in (row.finding or outside, row.line) if text)
     worse = [errors.snr_db for errors in (row.a, row.b) if errors.snr_db is not None]
     over = None if row.band_snr_db is None or not worse else min(worse) - row.band_snr_db
     return [
@@ -116,8 +117,7 @@ def _tensor_cells(row: TensorComparison, *, has_details: bool) -> list[Cell]:
         ),
         Cell(row.kind), Cell(row.mode.replace("_", "-")), Cell(row.b_stored.format),
         *(_snr_cell(errors) for errors in (row.a, row.b, row.between)),
-        _number(row.band_snr_db, ".0f"), _number(over, "+.1f"), Cell(str(row.order), row.order),
-        Cell(" and ".join(row.outside), is_warned=bool(row.outside)),
+        _number(row.band_snr_db, ".0f"), _number(over, "+.1f"),
     ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _details(row: TensorComparison) -> tuple[str, ...]:
         f"b against the reference: {errors_in_words(row.b)}",
         f"b against a: {errors_in_words(row.between)}",
         f"a stores {_stored_in_words(row.a_stored)}; b stores {_stored_in_words(row.b_stored)}",
-        f"{row.op or row.kind} {row.name}, {shape}; {band}",
+        f"{row.op or row.kind} {row.name}, {shape}, place {row.order} in the step; {band}",
     )
 
 

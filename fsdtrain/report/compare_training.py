@@ -36,7 +36,8 @@ class TrainingView:
     loss: Chart
     gradient_norms: Chart | None
     equivalence: Chart
-    facts: tuple[Fact, ...]
+    figures: tuple[Fact, ...]
+    origin: str
     runs: Table
 
 
@@ -56,7 +57,8 @@ def make_training_view(record: CompareRecord) -> TrainingView | None:
         loss=_loss_chart(training, labels),
         gradient_norms=_norm_chart(training, labels),
         equivalence=make_equivalence_chart(training),
-        facts=_facts(training),
+        figures=_figures(training),
+        origin=origin_of(training),
         runs=_runs_table(training),
     )
 
@@ -204,7 +206,7 @@ def make_equivalence_chart(training: TrainingComparison) -> Chart:
     )  # fmt: skip
 
 
-def _facts(training: TrainingComparison) -> tuple[Fact, ...]:
+def _figures(training: TrainingComparison) -> tuple[Fact, ...]:
     ratio = training.samples_to_target_ratio
     norm = training.gradient_norm_ratio
     overhead = training.overhead_share
@@ -218,7 +220,7 @@ def _facts(training: TrainingComparison) -> tuple[Fact, ...]:
         Fact(label=f"Samples to the loss{target}, b over a",
              value="not known" if ratio is None else f"{ratio:.3g}"),
         Fact(label="Gradient norm, b over a", value="not known" if norm is None else f"{norm:.3g}"),
-        Fact(label="Cost of comparing over the trainings themselves",
+        Fact(label="Cost of comparing, over the trainings themselves",
              value="not measured" if overhead is None else percent(overhead)),
     )  # fmt: skip
 

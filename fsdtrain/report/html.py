@@ -85,6 +85,7 @@ def render(template: str, page: object, *, live_script: str | None = None) -> st
         # The package's own files: with JSON the only text on the page that is not escaped.
         style=Markup(css() + "".join(_read(name) for name in STYLES)),
         scripts=[Markup(text) for text in sources],
+        plotly=Markup(plotly),
         script_sources=Markup(" ".join(f"'sha256-{value.decode()}'" for value in hashes)),
         origin_meanings=ORIGIN_MEANINGS,
         is_live=live_script is not None,

@@ -86,6 +86,7 @@ def make_table(
     note: str = "",
     source: str = "",
     page_size: int = PAGE_SIZE,
+    details_label: str = "why so",
 ) -> Table:
     """The rows keep their order until the reader sorts: give the worst first."""
     pool: dict[str, int] = {}
@@ -99,7 +100,10 @@ def make_table(
     ]
     for column, one in zip(columns, packed, strict=True):
         one["choices"] = _choices(column, one["text"])
-    payload = {"columns": packed, "strings": list(pool), "rows": len(rows), "page": page_size}
+    payload = {
+        "columns": packed, "strings": list(pool), "rows": len(rows), "page": page_size,
+        "more": details_label,
+    }  # fmt: skip
     return Table(
         caption=caption,
         columns=tuple(columns),

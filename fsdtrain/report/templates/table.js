@@ -166,7 +166,7 @@
           const more = make("details", "why");
           const list = make("ul");
           list.append(...details.map((reason) => make("li", "", strings[reason])));
-          more.append(make("summary", "", "why so"), list);
+          more.append(make("summary", "", this.data.more), list);
           cell.append(more);
         }
         line.append(cell);

@@ -1,0 +1,27 @@
+"""Amounts of a plan for people: long times, money."""
+
+import math
+
+from fsdtrain.report.amounts import in_seconds, plain_number
+
+DAY_S = 86_400.0
+YEAR_DAYS = 365.25
+
+
+def duration(seconds: float) -> str:
+    """90000 -> "1.04 days"; years above two of them, hours and less below one day."""
+    if not math.isfinite(seconds):
+        return "never"
+    days = seconds / DAY_S
+    if days >= 2 * YEAR_DAYS:
+        return f"{plain_number(days / YEAR_DAYS)} years"
+    if days >= 1:
+        return f"{days:.3g} days"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.3g} hours"
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else in_seconds(seconds)
+
+
+def money(value: float | None, currency: str) -> str:
+    """1234567, "EUR" -> "1,234,567 EUR"."""
+    return "no price given" if value is None else f"{plain_number(value)} {currency}".strip()
