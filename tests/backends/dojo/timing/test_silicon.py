@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from fsdtrain_dojo.modelled_profile import VALIDATION
 
 TOOL = Path(__file__).parents[4] / "tools" / "compare_silicon.py"
 
@@ -37,3 +38,10 @@ def test_operands_are_as_wide_as_those_that_were_measured(products):
         assert len(modelled.program.steps) == 1
         (outside,) = (time.alone.num_bytes["HBM"] for time in modelled.time.steps)
         assert outside >= 3 * 4 * size * size
+
+
+def test_a_profile_states_the_error_that_is_found_here(tool, products):
+    errors = [
+        abs(tool.cycles_of(products[size]) / cycles - 1) for size, cycles in tool.PUBLISHED.items()
+    ]
+    assert f"{100 * sum(errors) / len(errors):.1f} %" in VALIDATION
