@@ -21,10 +21,9 @@ from fsdtrain.report.profile_page import collect_profile_page
 from fsdtrain.report.run_page import collect_run_page
 
 TEMPLATES = Path(__file__).parent / "templates"
-# page.js first: it sets the theme that the charts are drawn in. Plotly last but for its user.
-SCRIPTS = ("page.js", "table.js", "maps.js", "tree.js")
+# page.js first: it sets the theme that the charts are drawn in; figures.js fills maps by maps.js.
+SCRIPTS = ("page.js", "table.js", "maps.js", "tree.js", "figures.js")
 STYLES = ("page.css", "compare.css")
-CHART_SCRIPT = "figures.js"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -76,10 +75,12 @@ def render(template: str, page: object, *, live_script: str | None = None) -> st
         lstrip_blocks=True,
     )
     environment.filters["json"] = json_in_html
-    sources = [*(_read(name) for name in SCRIPTS), get_plotlyjs(), _read(CHART_SCRIPT)]
+    sources, plotly = [_read(name) for name in SCRIPTS], get_plotlyjs()
     if live_script is not None:
         sources.append(_read(live_script))
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in sources)
+    hashes = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in (*sources, plotly)
+    )
     return environment.get_template(template).render(
         page=page,
         # The package's own files: with JSON the only text on the page that is not escaped.

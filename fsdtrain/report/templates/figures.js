@@ -28,6 +28,14 @@
     return copy;
   }
 
+  // Read when the first chart is to be drawn; the policy of the page knows this text by its hash.
+  function loadPlotly() {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  }
+
   class Figure {
     constructor(root) {
       this.root = root;
@@ -92,6 +100,7 @@
     }
 
     draw() {
+      loadPlotly();
       this.isStale = false;
       const [data, layout] = this.figure();
       if (this.isDrawn) {
@@ -172,6 +181,7 @@
     });
   });
 
+  const afterPaint = (then) => requestAnimationFrame(() => setTimeout(then, 0));
   // A few at a time: the page answers between two of them.
   const waiting = [];
   function drawNext() {
@@ -183,7 +193,7 @@
     for (const entry of entries) {
       const figure = byRoot.get(entry.target);
       figure.isVisible = entry.isIntersecting;
-      if (figure.isVisible && figure.isStale && waiting.push(figure) === 1) setTimeout(drawNext, 0);
+      if (figure.isVisible && figure.isStale && waiting.push(figure) === 1) afterPaint(drawNext);
     }
   }, { rootMargin: "250px" });
   figures.forEach((figure) => watcher.observe(figure.root));
