@@ -69,7 +69,7 @@ def play_halving_doubling(machine: Machine) -> None:
     late = range(power, size)
     if late:
         machine.round([(rank, rank - power, everything, True) for rank in late])
-    owned = {rank: (0, count) for rank in range(power)}
+    owned = dict.fromkeys(range(power), (0, count))
     steps = []
     distance = 1
     while distance < power:
