@@ -70,6 +70,9 @@ COMMANDS = {
         flags=("bisect", "tune"),
     ),
     "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
+    "report": Command(
+        module="fsdtrain.report_command", help="follow a running fit, or write pages again"
+    ),
     "backends": Command(module="fsdtrain.doctor", help="list the backends, and why one cannot run"),
     "doctor": Command(module="fsdtrain.doctor", help="check versions, devices and data stores"),
 }
