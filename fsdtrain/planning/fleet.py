@@ -150,9 +150,9 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 FIGURE_NAMES = (
-    "device_watts", "node_watts", "pue", "device_mtbf_hours", "restart_s", "checkpoint_start_s", "checkpoint_gb_per_s",
-    "straggler_share", "storage_gb_per_s", "node_input_gb_per_s", "node_decode_images_per_s",
-    "device_price_per_hour", "energy_price_per_kwh",
+    "device_watts", "node_watts", "pue", "device_mtbf_hours", "restart_s", "checkpoint_start_s",
+    "checkpoint_gb_per_s", "straggler_share", "storage_gb_per_s", "node_input_gb_per_s",
+    "node_decode_images_per_s", "device_price_per_hour", "energy_price_per_kwh",
 )  # fmt: skip
 LEVEL_FIGURE_NAMES = ("latency_us", "bandwidth_gb_per_s")
 
