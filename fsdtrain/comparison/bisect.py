@@ -9,7 +9,7 @@ what a unit computes.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from torch import Tensor
 
@@ -17,9 +17,7 @@ from fsdtrain.comparison.hybrid import Difference, HybridRuns
 from fsdtrain.comparison.minimise import Minimised, minimise
 from fsdtrain.comparison.record import RankedUnit, SwappedSet
 from fsdtrain.errors import UserError
-
-if TYPE_CHECKING:
-    from fsdtrain.step_graph.units import Unit
+from fsdtrain.step_graph.units import Unit
 
 MIN_SHARE: Final = 0.9
 MAX_RUNS: Final = 200
@@ -31,7 +29,7 @@ _KEPT_FOR_RANKING: Final = 0.25  # of the runs
 
 
 def bisect(
-    units: "Sequence[Unit]",
+    units: Sequence[Unit],
     tensors: Mapping[str, Tensor],
     *,
     loss: str,
@@ -274,7 +272,7 @@ class _Search:
         )
 
 
-def describe_unit(unit: "Unit") -> str:
+def describe_unit(unit: Unit) -> str:
     """As in "network.backbone.stem.0 convolution (forward, blocks.py:12)"."""
     op = unit.op.rpartition(".")[2]
     place = f"{unit.phase}, {unit.line}" if unit.line else unit.phase

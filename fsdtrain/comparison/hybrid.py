@@ -6,16 +6,15 @@ units are of interest, nor what is looked for.
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from fsdtrain.comparison.record import Side
+from fsdtrain.step_graph.units import Unit
 
-if TYPE_CHECKING:
-    from fsdtrain.step_graph.units import Unit
-
+_SIDES: Final[tuple[tuple[Side, Side], ...]] = (("a", "b"), ("b", "a"))  # each with the other
 _BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -36,7 +35,7 @@ class HybridRuns:
     """
 
     def __init__(
-        self, units: "Sequence[Unit]", tensors: Mapping[str, Tensor], *, wanted: Collection[str]
+        self, units: Sequence[Unit], tensors: Mapping[str, Tensor], *, wanted: Collection[str]
     ) -> None:
         self.units = units
         self.wanted = tuple(wanted)
@@ -48,7 +47,7 @@ class HybridRuns:
             name: number for number in self.numbers for name in units[number].inputs
         }
         self._whole: dict[Side, dict[str, Tensor]] = {}
-        for side in ("a", "b"):
+        for side, _ in _SIDES:
             self._whole[side] = self._run_all(side, tensors)
 
     def values(self, side: Side) -> dict[str, Tensor]:
@@ -74,7 +73,7 @@ class HybridRuns:
     def _is_unequal(self, number: int) -> bool:
         return any(
             not _is_same(result, self._whole[here][name])
-            for here, other in (("a", "b"), ("b", "a"))
+            for here, other in _SIDES
             for name, result in self._run_unit(number, other, self._whole[here].__getitem__)
         )
 
@@ -181,7 +180,7 @@ def _is_same(x: Tensor, y: Tensor) -> bool:
     return torch.equal(x, y)
 
 
-def _reaching(units: "Sequence[Unit]", wanted: Iterable[str]) -> tuple[int, ...]:
+def _reaching(units: Sequence[Unit], wanted: Iterable[str]) -> tuple[int, ...]:
     names = set(wanted)
     found = []
     for number in reversed(range(len(units))):
@@ -191,7 +190,7 @@ def _reaching(units: "Sequence[Unit]", wanted: Iterable[str]) -> tuple[int, ...]
     return tuple(reversed(found))
 
 
-def _find_reached(units: "Sequence[Unit]", numbers: Sequence[int]) -> dict[int, int]:
+def _find_reached(units: Sequence[Unit], numbers: Sequence[int]) -> dict[int, int]:
     """Unit -> the units that depend on it and itself, a bit each."""
     readers: dict[str, list[int]] = {}
     for number in numbers:
