@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fsdtrain.errors import UserError
 
@@ -132,6 +134,26 @@ def round_to(numbers: Floats, grid: Grid) -> Floats:
     """To nearest, ties to even; clamped to the largest number. NaN stays."""
     steps = spacing(numbers, grid)
     return np.clip(np.rint(numbers / steps) * steps, -grid.max_finite, grid.max_finite)
+
+
+def store_as(value: Tensor, format: str | None) -> Tensor:
+    """Rounded to nearest, in float32; what is no float stays.
+
+    Args:
+        value: of any shape.
+        format: by name; None: it is no float.
+    """
+    if format is None or not value.is_floating_point():
+        return value
+    found = find_format(format)
+    if found.mantissa_bits >= FLOAT32.mantissa_bits or not value.numel():
+        return value.float()
+    if found.name == "bf16":
+        return value.float().bfloat16().float()
+    numbers = value.detach().cpu().double().reshape(-1).numpy()
+    finite = np.abs(numbers[np.isfinite(numbers)])
+    rounded = round_to(numbers, grid_of(found, float(finite.max(initial=0.0))))
+    return torch.from_numpy(rounded).reshape(value.shape).float().to(value.device)
 
 
 def used_mantissa_bits(numbers: Floats, grid: Grid) -> int | None:
