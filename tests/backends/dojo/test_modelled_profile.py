@@ -3,6 +3,7 @@
 import functools
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from fsdtrain_dojo.lowering.kernel import Phase
@@ -121,6 +122,47 @@ def test_heat_maps_have_the_shape_of_the_mesh():
     assert tile.group == (3, 4)
     assert [each.title.split(":")[0] for each in profile_of("a100").heat_maps] == ["compute"]
     assert len(values_of(profile_of("a100").heat_maps[0])) == 108
+
+
+def cells_of(heat_map: HeatMap) -> np.ndarray:
+    """[slices, rows, columns] in the map's unit, NaN where nothing is."""
+    shape = (len(heat_map.rows), len(heat_map.rows[0]))
+    cells = np.stack([np.frombuffer(each, np.uint8) for each in heat_map.slices.cells])
+    values = cells.reshape(-1, *shape) / 254 * heat_map.slices.top
+    return np.where(cells.reshape(values.shape) == 255, np.nan, values)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_slices_of_a_heat_map_are_the_whole_step(name):
+    profile = profile_of(name)
+    for heat_map in profile.heat_maps:
+        edges = np.array(heat_map.slices.edges_s)
+        assert edges[0] == 0
+        assert edges[-1] == profile.step_time_s
+        assert np.diff(edges) == pytest.approx(profile.step_time_s / 24)
+        whole = np.array([[np.nan if each is None else each for each in row]
+                          for row in heat_map.rows])  # fmt: skip
+        mean = cells_of(heat_map).mean(axis=0)
+        assert np.array_equal(np.isnan(mean), np.isnan(whole))
+        there = ~np.isnan(whole)
+        half_a_byte = heat_map.slices.top / 254 / 2
+        if heat_map.title.startswith("links"):  # a node's busiest link is not the same all the time
+            assert (mean[there] >= whole[there] - half_a_byte - 1e-12).all()
+        else:
+            assert np.abs(mean - whole)[there].max() <= half_a_byte + 1e-12
+        assert heat_map.slices.top <= 1.01, "no more than always busy"
+
+
+def test_heat_maps_name_their_levels():
+    levels = {
+        name: [
+            (each.name, each.rows, each.columns) for each in profile_of(name).heat_maps[0].levels
+        ]
+        for name in MACHINES
+    }
+    assert levels["die"] == [("node", 1, 1)]
+    assert levels["tile"] == [("node", 1, 1), ("die", 3, 4), ("tile", 3, 8)]
+    assert levels["a100"] == [("node", 1, 1)]
 
 
 @pytest.mark.parametrize("name", MACHINES)
