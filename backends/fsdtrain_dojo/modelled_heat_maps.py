@@ -156,7 +156,7 @@ def _link_loads(modelled: ModelledStep, slices: TimeSlices) -> list[LinkLoads]:
     total = [_no_loads(fabric) for _ in range(slices.count)]
     for (on_links_S, outside_S), (transfer, width, share) in counts.values():
         loads_once = link_loads(fabric, transfer, width, share=share)
-        for number in np.flatnonzero(on_links_S + outside_S):
+        for number in np.flatnonzero(on_links_S + outside_S).tolist():
             scaled = {
                 each.name: on_links_S[number] * getattr(loads_once, each.name)
                 for each in fields(LinkLoads)

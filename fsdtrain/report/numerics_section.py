@@ -28,7 +28,8 @@ from fsdtrain.report.cards import label_of
 from fsdtrain.report.charts.chart import Chart
 from fsdtrain.report.charts.histogram import make_histogram
 from fsdtrain.report.charts.lines import make_lines
-from fsdtrain.report.curves import Curve, Role, Series
+from fsdtrain.engine.metrics_file import Curve
+from fsdtrain.report.curves import Role, Series
 from fsdtrain.report.table import Cell, Column, Table, make_table
 from fsdtrain.step_profile import Origin
 

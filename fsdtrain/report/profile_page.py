@@ -12,7 +12,7 @@ from fsdtrain.engine.profile_record import read_profile
 from fsdtrain.engine.run_record import Manifest, read_manifest
 from fsdtrain.report.amounts import in_seconds, percent, plain_number, with_prefix
 from fsdtrain.report.charts.bars import make_stacked_bars
-from fsdtrain.report.charts.chart import Chart
+from fsdtrain.report.charts.chart import PROFILE_SOURCE, Chart
 from fsdtrain.report.charts.heat_map import levels_of, make_heat_map, slice_labels
 from fsdtrain.report.charts.memory import make_memory
 from fsdtrain.report.charts.roofline import make_roofline
@@ -130,7 +130,7 @@ def _time_chart(profile: StepProfile, places: dict[str, int]) -> Chart:
     return make_stacked_bars(
         "Time of the ops by what bounds them" if has_bounds else "Time of the ops",
         time_by_bound(profile), text_of=in_seconds, unit="s", origin=profile.origin,
-        source=f"profile.json; {profile.device}", places=places, has_legend=has_bounds,
+        source=PROFILE_SOURCE, places=places, has_legend=has_bounds,
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def _energy_chart(profile: StepProfile, places: dict[str, int]) -> Chart | None:
     return make_stacked_bars(
         "Energy of the ops by what bounds them", found,
         text_of=lambda joules: with_prefix(joules, "J"), unit="J", origin=profile.origin,
-        source=f"profile.json; {profile.device}", places=places, note="Without idle power.",
+        source=PROFILE_SOURCE, places=places, note="Without idle power.",
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _ops_table(profile: StepProfile, places: dict[str, int]) -> Table:
         ],
         [[_cell(op, column, places) for column in columns] for op in profile.ops],
         sorted_by="time",
-        source=f"profile.json; {profile.device}",
+        source=PROFILE_SOURCE,
         note=" ".join(
             f"{heading.capitalize()}: {hint}."
             for heading, hint in HINTS.items()
@@ -191,8 +191,8 @@ def _ops_table(profile: StepProfile, places: dict[str, int]) -> Table:
 
 def _cell(op: OpProfile, column: OpColumn, places: dict[str, int]) -> Cell:
     if column.heading == "op":
-        where = tuple(part for part in (op.layer, op.line) if part)
-        return Cell(op_title(op), small=where, details=op.explanation)
+        where = " \u00b7 ".join(part for part in (op.layer, op.line) if part)
+        return Cell(op_title(op), small=(where,) if where else (), details=op.explanation)
     if column.heading == "bound":
         place = places.get(op.bound_by or "", NUM_SERIES)
         tone = f"s{place}" if place < NUM_SERIES else "neutral"

@@ -51,9 +51,10 @@ def make_stacked_bars(
             in the order in which they come.
         has_legend: False where there is one part alone.
     """
-    parts = list(dict.fromkeys(part for of in bars.values() for part in of))
-    places = places or {part: number for number, part in enumerate(parts)}
-    totals = {part: sum(of.get(part, 0.0) for of in bars.values()) for part in parts}
+    names = dict.fromkeys(part for of in bars.values() for part in of)
+    places = places or {part: number for number, part in enumerate(names)}
+    totals = {part: sum(of.get(part, 0.0) for of in bars.values()) for part in names}
+    parts = sorted(totals, key=lambda part: -totals[part])
     whole = sum(totals.values()) or 1.0
     data: list[PlotlyPart] = []
     for part in parts:

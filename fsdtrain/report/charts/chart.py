@@ -24,6 +24,7 @@ SYMBOLS: Final = (
     "circle", "diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star",
 )  # fmt: skip
 PATTERNS: Final = ("", "/", ".", "\\", "x", "-", "|", "+")
+PROFILE_SOURCE: Final = "profile.json"
 FONT: Final = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 

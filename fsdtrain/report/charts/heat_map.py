@@ -8,7 +8,7 @@ import base64
 import numpy as np
 
 from fsdtrain.report.amounts import in_seconds, percent, with_prefix
-from fsdtrain.report.charts.chart import Chart, PlotlyPart, axis, layout
+from fsdtrain.report.charts.chart import PROFILE_SOURCE, Chart, PlotlyPart, axis, layout
 from fsdtrain.report.palette import heat_scale
 from fsdtrain.step_profile import HeatMap, MapLevel, MapSlices, StepProfile
 
@@ -38,10 +38,10 @@ def make_heat_map(found: HeatMap, profile: StepProfile) -> Chart | None:
         "tickformat": ".0%" if found.unit == "share" else ".2s",
         "ticksuffix": "" if found.unit == "share" else found.unit,
     }  # fmt: skip
-    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
+    hidden: PlotlyPart = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
     shape: PlotlyPart = {} if is_strip else {"scaleanchor": "x", "constrain": "domain"}
     return Chart(
-        title=found.title,
+        title=f"{found.title[:1].upper()}{found.title[1:]}",
         figure={
             "data": [
                 {
@@ -58,7 +58,7 @@ def make_heat_map(found: HeatMap, profile: StepProfile) -> Chart | None:
             ),
         },
         summary=f"{found.title}, {rows} rows and {columns} columns. {note}",
-        origin=profile.origin, source=f"profile.json; {profile.device}", note=note,
+        origin=profile.origin, source=PROFILE_SOURCE, note=note,
         height_px=MIN_PX if is_strip else height,
         maps={
             "whole": [

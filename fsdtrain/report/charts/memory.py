@@ -1,7 +1,7 @@
 """Memory of the fullest node over the step, with its capacity and the phases of the step."""
 
 from fsdtrain.report.amounts import in_seconds, with_prefix
-from fsdtrain.report.charts.chart import Chart, PlotlyPart, axis, layout
+from fsdtrain.report.charts.chart import PROFILE_SOURCE, Chart, PlotlyPart, axis, layout
 from fsdtrain.step_profile import PHASES, StepProfile
 
 MAX_POINTS = 1200  # of the line: two in a pixel
@@ -38,8 +38,8 @@ def make_memory(profile: StepProfile) -> Chart | None:
         tone = {"color": "@s1", "width": 1.5, "dash": "dash"}
         lines.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity,
                       "y1": capacity, "line": tone})  # fmt: skip
-        marks.append({"xref": "paper", "x": 1, "y": capacity, "xanchor": "right",
-                      "yanchor": "bottom", "text": f"capacity {with_prefix(capacity, 'B')}",
+        marks.append({"xref": "paper", "x": 0.5, "y": capacity, "xanchor": "center",
+                      "yanchor": "top", "text": f"capacity {with_prefix(capacity, 'B')}",
                       "showarrow": False, "font": {"size": 11, "color": "@s1"}})  # fmt: skip
     for name, start_s in _phases(profile):
         tone = {"color": "@faint", "width": 1, "dash": "dot"}
@@ -63,7 +63,7 @@ def make_memory(profile: StepProfile) -> Chart | None:
             ),
         },
         summary=f"Memory of the fullest node over the step. {summary}", note=summary,
-        origin=profile.origin, source=f"profile.json; {profile.device}", height_px=260,
+        origin=profile.origin, source=PROFILE_SOURCE, height_px=260,
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _thin(curve: tuple[tuple[float, float], ...]) -> list[tuple[float, float]]:
 
 def _phases(profile: StepProfile) -> list[tuple[str, float]]:
     """Where the first op of each phase begins."""
-    found = []
+    found: list[tuple[str, float]] = []
     for phase in PHASES:
         starts = [op.start_s for op in profile.ops if op.phase == phase and op.start_s is not None]
         if starts:

@@ -5,11 +5,12 @@ roof of that level.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fsdtrain.report.amounts import in_seconds, percent, with_prefix
 from fsdtrain.report.charts.chart import (
+    PROFILE_SOURCE,
     SYMBOLS,
     Chart,
     LegendEntry,
@@ -68,19 +69,37 @@ def make_roofline(profile: StepProfile, places: Mapping[str, int]) -> Chart | No
         figure={
             "data": data,
             "layout": layout(
-                x=axis("FLOP a byte", type="log", range=list(x), dtick=1, tickformat=",~r"),
-                y=axis("FLOP/s", type="log", range=list(y), dtick=1, exponentformat="SI"),
+                x=axis("FLOP a byte", type="log", range=list(x), **_decades(x, _plain)),
+                y=axis("FLOP/s", type="log", range=list(y),
+                       **_decades(y, lambda rate: with_prefix(rate, ""))),
                 hovermode="closest", annotations=_labels(rooflines, x, y),
             ),
         },
         summary=f"FLOP a second over FLOP a byte: {len(points)} ops below "
         f"{len(rooflines.bytes_per_s)} bandwidths and {len(set(rooflines.flops_per_s.values()))} "
         "peak rates.",
-        origin=profile.origin, source=f"profile.json; {profile.device}",
+        origin=profile.origin, source=PROFILE_SOURCE,
         note="A marker is an op, its area the time it takes. It stands at the traffic of the level "
         f"that takes the longest for it.{_note(profile, known)}",
         legend=tuple(legend) if set(bounds) != {UNKNOWN_BOUND} else (), height_px=420,
     )  # fmt: skip
+
+
+def _decades(ends: tuple[float, float], text_of: Callable[[float], str]) -> PlotlyPart:
+    """Ticks at powers of ten, at every other one where there are many."""
+    powers = list(range(math.ceil(ends[0]), math.floor(ends[1]) + 1))
+    powers = powers[len(powers) % 2 :: 2] if len(powers) > 8 else powers
+    return {
+        "tickmode": "array", "tickvals": [float(f"1e{power}") for power in powers],
+        "ticktext": [text_of(float(f"1e{power}")) for power in powers],
+    }  # fmt: skip
+
+
+def _plain(value: float) -> str:
+    """0.1, 1, 1,000: an intensity has no prefix."""
+    if value < 1e-3:
+        return f"10<sup>{round(math.log10(value))}</sup>"
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _place(op: OpProfile, rooflines: Rooflines) -> _Point | None:
@@ -160,7 +179,7 @@ def _labels(
     ranked = sorted(rooflines.bytes_per_s.items(), key=lambda item: -item[1])
     for number, (level, bandwidth) in enumerate(ranked):
         # One below the other, so that close slopes do not write over each other.
-        share = 0.06 + 0.075 * number
+        share = 0.3 - 0.085 * number
         rate = y[0] + (y[1] - y[0]) * share
         at = rate - math.log10(bandwidth)
         if not x[0] <= at <= x[1]:

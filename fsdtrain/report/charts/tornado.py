@@ -6,7 +6,7 @@ A bar reaches from the step time with the assumption at one end of its range to 
 from dataclasses import dataclass
 
 from fsdtrain.report.amounts import in_seconds
-from fsdtrain.report.charts.chart import Chart, axis, layout, plain
+from fsdtrain.report.charts.chart import PROFILE_SOURCE, Chart, axis, layout, plain
 from fsdtrain.report.table import Cell, Column, Table, make_table
 from fsdtrain.step_profile import Assumption, StepProfile
 
@@ -44,7 +44,7 @@ def make_tornado(profile: StepProfile) -> Tornado | None:
     table = make_table(
         "Assumptions, those that matter most first", COLUMNS,
         [_row(each, profile.step_time_s) for each in ranked],
-        sorted_by="change", page_size=15, source=f"profile.json; {profile.device}",
+        sorted_by="change", page_size=15, source=PROFILE_SOURCE,
         note="Each can be set: backend.machine.<name>=<value>. Without a change: it moves the step "
         "time by nothing to speak of, or was not varied.",
     )  # fmt: skip
@@ -92,7 +92,7 @@ def _chart(judged: list[Assumption], profile: StepProfile) -> Chart:
         summary="Step time over the range of each assumption: "
         + "; ".join(f"{each.name} {_change(each, step_s)}" for each in judged)
         + ".",
-        origin=profile.origin, source=f"profile.json; {profile.device}",
+        origin=profile.origin, source=PROFILE_SOURCE,
         note=f"The line is the step time, {in_seconds(step_s)}.",
         height_px=70 + 27 * len(judged), is_wide=True,
     )  # fmt: skip

@@ -159,7 +159,7 @@
         }
         const text = strings[column.text[row]];
         cell.append(column.isCode ? make("span", "mono", text) : text);
-        for (const small of (column.small || [])[row] || []) cell.append(make("small", column.isCode ? "mono" : "", strings[small]));
+        for (const small of (column.small || [])[row] || []) cell.append(make("small", "", strings[small]));
         if (column.spark && column.spark[row].length > 1) cell.append(sparkline(column.spark[row]));
         const details = (column.details || [])[row] || [];
         if (details.length) {
