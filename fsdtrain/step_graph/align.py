@@ -5,7 +5,7 @@ reads the same values, seen through ops that only move data or that one side alo
 matters only where nothing else tells two of them apart. It does not run anything.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,45 +117,77 @@ def _match_results(reference: IndexedGraph, other: IndexedGraph) -> dict[str, st
 
 
 def _match_ops(reference: IndexedGraph, other: IndexedGraph) -> dict[int, int]:
-    keys = {_key(reference.graph.ops[number]) for number in reference.countable}
-    candidates: dict[_Key, list[int]] = {}
-    for number in other.countable:
-        candidates.setdefault(_key(other.graph.ops[number]), []).append(number)
-    shared = reference.graph.tensors.keys() & other.graph.tensors.keys()
-    origins = _find_origins(reference, keys & candidates.keys(), shared)
-    their_origins = _find_origins(other, keys & candidates.keys(), shared)
-    found: dict[int, int] = {}
-    counterpart = {name: name for name in shared}
-    known = set(shared)
-    for number in reference.countable:
-        op = reference.graph.ops[number]
-        read = {counterpart[each] for each in _read(op, origins) if each in counterpart}
-        best = _best(
-            read,
-            [
-                (each, _read(other.graph.ops[each], their_origins) & known)
-                for each in candidates.get(_key(op), ())
-            ],
-        )
-        if best is None:
-            continue
-        candidates[_key(op)].remove(best)
-        found[number] = best
-        pairs = _pairs(op, other.graph.ops[best])
-        counterpart.update(pairs)
-        known.update(theirs for _, theirs in pairs)
-    return found
+    """Those that read the very same first, then one after the other those that nearly do."""
+    matching = _Matching(reference, other)
+    matching.match_exactly()
+    while matching.match_nearly():
+        matching.match_exactly()
+    return matching.found
 
 
-def _best(read: set[str], candidates: Iterable[tuple[int, set[str]]]) -> int | None:
-    """The candidate that shares most of what is read; the first one, where that is nothing."""
-    best, most = None, 0.0
-    for number, theirs in candidates:
-        union = read | theirs
-        share = len(read & theirs) / len(union) if union else 1.0
-        if share > most:
-            best, most = number, share
-    return best
+class _Matching:
+    """Ops of two steps while their counterparts are found."""
+
+    def __init__(self, reference: IndexedGraph, other: IndexedGraph) -> None:
+        self.mine, self.theirs = reference.graph.ops, other.graph.ops
+        keys = {_key(self.mine[number]) for number in reference.countable}
+        self.candidates: dict[_Key, list[int]] = {}
+        for number in other.countable:
+            self.candidates.setdefault(_key(self.theirs[number]), []).append(number)
+        keys &= self.candidates.keys()
+        shared = reference.graph.tensors.keys() & other.graph.tensors.keys()
+        self.my_origins = _find_origins(reference, keys, shared)
+        self.their_origins = _find_origins(other, keys, shared)
+        self.counterpart = {name: name for name in shared}
+        self.known = set(shared)  # of the other side's values, those that are a counterpart
+        self.left = [n for n in reference.countable if _key(self.mine[n]) in keys]
+        self.found: dict[int, int] = {}
+
+    def match_exactly(self) -> None:
+        """All pairs that read counterparts and nothing else."""
+        for number in list(self.left):
+            read = _read(self.mine[number], self.my_origins)
+            wanted = {self.counterpart.get(each) for each in read}
+            if wanted and None not in wanted:
+                self._take_first(number, wanted)
+
+    def match_nearly(self) -> bool:
+        """One pair that shares something of what it reads, or of which nothing is known."""
+        for number in self.left:
+            read = _read(self.mine[number], self.my_origins)
+            wanted = {self.counterpart[each] for each in read if each in self.counterpart}
+            shares = [
+                (_share(wanted, self._their_read(each) & self.known), -each)
+                for each in self.candidates[_key(self.mine[number])]
+            ]
+            best = max(shares, default=(0.0, 0))
+            if best[0] > 0:
+                self._take(number, -best[1])
+                return True
+        return False
+
+    def _take_first(self, number: int, wanted: set[str | None]) -> None:
+        for candidate in self.candidates[_key(self.mine[number])]:
+            if self._their_read(candidate) == wanted:
+                self._take(number, candidate)
+                return
+
+    def _their_read(self, number: int) -> set[str]:
+        return _read(self.theirs[number], self.their_origins)
+
+    def _take(self, number: int, candidate: int) -> None:
+        self.found[number] = candidate
+        self.left.remove(number)
+        self.candidates[_key(self.mine[number])].remove(candidate)
+        for name, theirs in _pairs(self.mine[number], self.theirs[candidate]):
+            self.counterpart[name] = theirs
+            self.known.add(theirs)
+
+
+def _share(first: set[str], second: set[str]) -> float:
+    """Of both that is in each; all, where nothing is known of either."""
+    union = first | second
+    return len(first & second) / len(union) if union else 1.0
 
 
 def _find_origins(
@@ -163,13 +195,36 @@ def _find_origins(
 ) -> dict[str, frozenset[str]]:
     """Value -> the values that it comes from, of ops that may have a counterpart, or given ones."""
     origins = {name: frozenset([name] if name in shared else []) for name in indexed.graph.tensors}
+    forward = {op.name: op for op in indexed.graph.ops if op.phase == "forward"}
     for op in indexed.graph.ops:
         is_counted = bool(op.inputs) and not op.is_move and _key(op) in keys
         through = frozenset[str]().union(*(origins[each] for each in op.inputs))
-        for name in op.outputs:
-            if name is not None:
+        first = _first_time(op, forward)
+        for place, name in enumerate(op.outputs):
+            if name is None:
+                continue
+            again = None if first is None else first.outputs[place]
+            if again is not None:
+                origins[name] = origins[again]
+            else:
                 origins[name] = frozenset([name]) if is_counted else through
     return origins
+
+
+def _first_time(op: GraphOp, forward: Mapping[str, GraphOp]) -> GraphOp | None:
+    """The op of the forward pass that checkpointing computes once more in `op`, if it does.
+
+    How much is computed again may differ between sides; it is the same number.
+    """
+    name, _, number = op.name.rpartition(".")
+    first = forward.get(name)
+    is_again = (
+        op.phase == "backward"
+        and number.isdecimal()
+        and first is not None
+        and (first.op, first.layer, first.shapes) == (op.op, op.layer, op.shapes)
+    )
+    return first if is_again else None
 
 
 def _read(op: GraphOp, origins: Mapping[str, frozenset[str]]) -> set[str]:
