@@ -68,6 +68,13 @@ FRAME_NS = 100_000_000
 START_NS = 1_700_000_000_000_000_000
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """CI must not lose the tests of the pages because a browser is missing."""
+    parser.addoption(
+        "--require-browser", action="store_true", help="fail, not skip, where there is no Chromium"
+    )
+
+
 @pytest.fixture
 def a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands set up logging, sys.argv and Hydra for a process that ends with them."""
