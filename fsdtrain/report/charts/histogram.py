@@ -20,6 +20,8 @@ def make_histogram(tensor: TensorNumerics, min_exponent: int, *, origin: str, so
     lowest, highest = tensor.representable_exponents
     first = max(min(lowest, *counts), min(counts) - MAX_EMPTY_EXPONENTS) if counts else lowest
     last = min(max(highest, *counts), max(counts) + MAX_EMPTY_EXPONENTS) if counts else highest
+    # The near end of the range is always seen, however far the values are from it.
+    first, last = min(first, highest - 1), max(last, lowest + 1)
     shares = {exponent: 100 * count / total for exponent, count in counts.items()}
     inside = {e: share for e, share in shares.items() if lowest <= e <= highest}
     outside = {e: share for e, share in shares.items() if e not in inside}
