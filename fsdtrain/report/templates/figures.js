@@ -198,6 +198,20 @@
   }, { rootMargin: "250px" });
   figures.forEach((figure) => watcher.observe(figure.root));
 
+  // A page that grows tells of new data in a chart, or of a chart that was not there.
+  document.addEventListener("fsdtrain:chart", (event) => {
+    const known = byRoot.get(event.target);
+    if (known) {
+      known.parsed = null;
+      known.refresh();
+      return;
+    }
+    const figure = new Figure(event.target);
+    figures.push(figure);
+    byRoot.set(event.target, figure);
+    watcher.observe(event.target);
+  });
+
   let width = window.innerWidth;
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return; // phones resize when their address bar hides
