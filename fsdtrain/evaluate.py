@@ -28,6 +28,7 @@ from fsdtrain.data.batch import ClipBatch, RgbFrames, YuvFrames
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.engine.checkpoints import check_checkpoint, load_weights
 from fsdtrain.engine.loggers import quiet_logs
+from fsdtrain.engine.metrics_file import read_curves
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.run_record import (
     Figure,
@@ -41,7 +42,6 @@ from fsdtrain.engine.trainer import build_evaluator
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import command_line
 from fsdtrain.report.curve_picture import curves_png
-from fsdtrain.report.curves import read_curves
 from fsdtrain.report.examples import draw_examples
 from fsdtrain.report.html import write_report
 from fsdtrain.settings import Settings, read_settings

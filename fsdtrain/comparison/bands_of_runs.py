@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsdtrain.comparison.record import Band
-from fsdtrain.report.curves import Curve, smooth
+from fsdtrain.engine.metrics_file import Curve, smooth
 
 Array = NDArray[np.float64]
 Steps = NDArray[np.int64]

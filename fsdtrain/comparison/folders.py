@@ -17,6 +17,7 @@ import numpy as np
 
 from fsdtrain.comparison.configs import config_differences, read_fields
 from fsdtrain.comparison.record import ConfigDifference, Side
+from fsdtrain.engine.metrics_file import Curve, read_curves
 from fsdtrain.engine.run_record import (
     Manifest,
     Results,
@@ -25,7 +26,6 @@ from fsdtrain.engine.run_record import (
     read_results,
 )
 from fsdtrain.errors import UserError
-from fsdtrain.report.curves import Curve, read_curves
 
 RUN_FOLDER = re.compile(r"(?:seed_)?(?P<number>\d+)")
 LOSS: Final = "train/loss"

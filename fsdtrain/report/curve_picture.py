@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fsdtrain.engine.metrics_file import Curve
 from fsdtrain.errors import UserError
 from fsdtrain.report.cards import format_value, label_of
 from fsdtrain.report.curves import (
-    Curve,
     Panel,
     Role,
     Series,

@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 
 from fsdtrain.backend import TensorNumerics
+from fsdtrain.engine.metrics_file import Curve
 from fsdtrain.engine.numerics_record import (
     MIN_SNR_DB,
     Reading,
@@ -28,7 +29,6 @@ from fsdtrain.report.cards import label_of
 from fsdtrain.report.charts.chart import Chart
 from fsdtrain.report.charts.histogram import make_histogram
 from fsdtrain.report.charts.lines import make_lines
-from fsdtrain.engine.metrics_file import Curve
 from fsdtrain.report.curves import Role, Series
 from fsdtrain.report.table import Cell, Column, Table, make_table
 from fsdtrain.step_profile import Origin

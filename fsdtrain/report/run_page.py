@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fsdtrain.engine.metrics_file import Curve, read_curves
 from fsdtrain.engine.run_record import (
     Manifest,
     Results,
@@ -31,12 +32,7 @@ from fsdtrain.report.cards import (
 )
 from fsdtrain.report.charts.chart import Chart
 from fsdtrain.report.charts.lines import MAX_POINTS, make_lines
-from fsdtrain.report.curves import (
-    SECTIONS,
-    Curve,
-    arrange_panels,
-    read_curves,
-)
+from fsdtrain.report.curves import SECTIONS, arrange_panels
 from fsdtrain.report.numerics_section import NumericsSection, read_numerics_section
 from fsdtrain.step_profile import Origin
 
@@ -123,12 +119,12 @@ def collect_run_page(run_dir: Path) -> RunPage:
         title=f"{name} - fsdtrain run report",
         run_name=name,
         manifest=manifest,
-        notices=(*result_notices, *_non_finite_notices(curves), *_numerics_notices(numerics)),
+        notices=(*result_notices, *non_finite_notices(curves), *_numerics_notices(numerics)),
         results_note=_results_note(results),
         compared_cards=tuple(card for card in cards if card.standing != "alone"),
         plain_cards=tuple(card for card in cards if card.standing == "alone"),
         origins=_origins(results),
-        charts=_charts(curves, manifest.origin),
+        charts=curve_charts(curves, manifest.origin),
         is_thinned=any(len(curve.values) > MAX_POINTS for curve in curves.values()),
         numerics=numerics,
         pictures=pictures,
@@ -139,7 +135,7 @@ def collect_run_page(run_dir: Path) -> RunPage:
     )
 
 
-def _charts(
+def curve_charts(
     curves: Mapping[str, Curve], origin: Origin
 ) -> tuple[tuple[str, tuple[Chart, ...]], ...]:
     """By section: a chart a quantity, all over the same steps."""
@@ -184,7 +180,8 @@ def _origins(results: Results | None) -> tuple[Origin, ...]:
     return tuple(origin for origin in ORIGIN_MEANINGS if origin in used)
 
 
-def _non_finite_notices(curves: Mapping[str, Curve]) -> list[Notice]:
+def non_finite_notices(curves: Mapping[str, Curve]) -> list[Notice]:
+    """One for each curve that holds NaN or an infinity."""
     notices = []
     for column, curve in curves.items():
         is_bad = ~np.isfinite(curve.values)

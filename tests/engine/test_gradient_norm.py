@@ -15,11 +15,12 @@ from torch import nn
 
 from fsdtrain.backend import Backend, TrainerParts, load_backend
 from fsdtrain.data.batch import ClipBatch
+from fsdtrain.engine.metrics_file import read_curves
 from fsdtrain.engine.module import DrivingModule
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_trainer
 from fsdtrain.models.hydra_bev import HydraBev
-from fsdtrain.report.curves import arrange_panels, read_curves
+from fsdtrain.report.curves import arrange_panels
 from fsdtrain.settings import TrainingSettings
 
 MakeTraining = Callable[..., TrainingSettings]
