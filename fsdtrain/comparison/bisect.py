@@ -161,11 +161,13 @@ class _Search:
                 alone.append(RankedUnit(name=group.name, share=_finite(self._share(group.numbers))))
         alone.sort(key=lambda each: -each.share)
         names = "; ".join(group.label for group in groups)
-        sentence = f"{names}: {'this' if len(groups) == 1 else f'these {len(groups)}'} of {total} "
-        sentence += f"{unit}s as in b, all else as in a, give {_percent(share)} of the difference "
-        sentence += f"{self._of_what()}"
+        verb = "explains" if len(groups) == 1 else "together explain"
+        sentence = (
+            f"{names} {verb} {_percent(share)} of the difference {self._of_what()}: {len(groups)} "
+            f"of {total} {unit}s, run as b does with all else as a does"
+        )
         if len(groups) > 1 and len(alone) == len(groups):
-            sentence += f"; no one of them alone gives more than {_percent(alone[0].share)}"
+            sentence += f"; no one of them alone explains more than {_percent(alone[0].share)}"
         if not is_minimal:
             sentence += f"; fewer may be enough: the {self.max_runs} runs that are allowed are used"
         return self._result(groups, unit, share, sentence, is_minimal=is_minimal, ranking=alone)

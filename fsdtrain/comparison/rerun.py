@@ -32,7 +32,6 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
         layouts.append(
             {"name": name, "key": f"t{number}", "stride": tensor.stride(), "is_bf16": is_bf16}
         )
-    # The types of numpy take an array for `allow_pickle` where names are unpacked.
     np.savez(folder / TENSORS, **arrays)  # type: ignore[arg-type]
     (folder / LAYOUTS).write_text(json.dumps(layouts, indent=1) + "\n", encoding="ascii")
 
@@ -92,11 +91,19 @@ def doubled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def stored(result: Tensor, backend: Backend, words: Mapping[str, object]) -> Tensor:
-    """A result as a backend stores it; the words are the backend's own."""
+def stored(result: Tensor, backend: Backend, **words: object) -> Tensor:
+    """A result as a backend stores it; the words are the backend's own, see `Backend.store`."""
     own = result.clone()
     backend.store(words)(own)
     return own
+
+
+def describe_sides(a: Backend, b: Backend) -> str:
+    """What the sides are, and where their values come from."""
+    return "\n".join(
+        f"{side}: {backend.name}, {backend.value_origin} on {backend.device_name()}"
+        for side, backend in (("a", a), ("b", b))
+    )
 
 
 def describe_errors(

@@ -51,7 +51,14 @@ import json
 import torch
 
 from fsdtrain.backend import load_backend
-from fsdtrain.comparison.rerun import describe_errors, doubled, load_tensors, on, stored
+from fsdtrain.comparison.rerun import (
+    describe_errors,
+    describe_sides,
+    doubled,
+    load_tensors,
+    on,
+    stored,
+)
 
 WHAT = {what!a}
 A = load_backend({a.name!a}, json.loads({_json(a.options)!a}))
@@ -73,6 +80,7 @@ def in_double(t):
 
 given = load_tensors(__file__)
 print(WHAT)
+print(describe_sides(A, B))
 with torch.no_grad():
     print(describe_errors(in_double(doubled(given)), as_a(on(A, given)), as_b(on(B, given))))
 """
@@ -121,7 +129,9 @@ def _op_lines(op: GraphOp, backend: str | None) -> list[str]:
             continue
         result = called if is_single else f"r[{number}]"
         if words is not None and backend is not None:
-            result = f"stored({result}, {backend}, json.loads({_json(words)!a}))"
+            assert all(word.isidentifier() for word in words)
+            named = ", ".join(f"{word}={_literal(each, (), False)}" for word, each in words.items())
+            result = f"stored({result}, {backend}, {named})"
         lines.append(f"t[{name!a}] = {result}")
     return lines
 

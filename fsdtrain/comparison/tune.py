@@ -71,21 +71,17 @@ def tune(
     return search.find(margin_snr_db, why)
 
 
-def gradient_snr_db(
-    reference: Mapping[str, Tensor], found: Mapping[str, Tensor], gradients: Mapping[str, str]
-) -> float:
+def gradient_snr_db(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
     """Signal over error of all gradients together; infinite: no error; -infinite: not finite.
 
     Args:
-        reference: values by name.
-        found: values by name.
-        gradients: weight -> name of the value, in both.
+        expected: gradients by weight.
+        found: of the same weights.
     """
     signal = noise = 0.0
-    for name in gradients.values():
-        expected = reference[name].double()
-        signal += float(expected.square().sum())
-        noise += float((found[name].double() - expected).square().sum())
+    for weight, gradient in expected.items():
+        signal += float(gradient.double().square().sum())
+        noise += float((found[weight].cpu().double() - gradient.cpu().double()).square().sum())
     if noise == 0:
         return math.inf
     if not math.isfinite(noise) or signal == 0:
