@@ -65,24 +65,12 @@ def _bisect(
     while True:
         middle = to_nodes((low + high.num_devices) // 2, devices_per_node)
         if not low < middle < high.num_devices:
-            return _walk_down(point_of, low, high, meets, devices_per_node)
+            return high
         point = point_of(middle)
         if point is not None and meets(point):
             high = point
         else:
             low = middle
-
-
-def _walk_down(
-    point_of: PointOf, low: int, high: ScalePoint, meets: Meets, devices_per_node: int
-) -> ScalePoint:
-    """The few numbers that rounding to nodes has left between."""
-    for count in range(low + 1, high.num_devices):
-        if to_nodes(count, devices_per_node) == count:
-            point = point_of(count)
-            if point is not None and meets(point):
-                return point
-    return high
 
 
 def most_devices(
