@@ -7,6 +7,8 @@ import numpy as np
 from fsdtrain.step_profile import (
     Assumption,
     HeatMap,
+    MapLevel,
+    MapSlices,
     MemoryUse,
     OpProfile,
     Phase,
@@ -65,7 +67,11 @@ def make_ops(num_ops: int = 150) -> tuple[OpProfile, ...]:
     return tuple(sorted(ops, key=lambda op: -op.time_s))
 
 
-def make_maps() -> tuple[HeatMap, ...]:
+def make_maps(step_time_s: float) -> tuple[HeatMap, ...]:
+    edges_s = tuple(np.linspace(0, step_time_s, 9).tolist())
+    levels = (
+        MapLevel(name="node", rows=1, columns=1), MapLevel(name="die", rows=18, columns=20),
+    )  # fmt: skip
     random = np.random.default_rng(1)
     rows, columns = np.mgrid[0:90, 0:100]
     compute = 0.62 - 0.1 * (rows > 80) + random.normal(0, 0.015, (90, 100))
@@ -79,7 +85,17 @@ def make_maps() -> tuple[HeatMap, ...]:
         for row in range(5, 90, 18):
             for column in range(7, 100, 20):
                 cells[row][column] = None
-        maps.append(HeatMap(title=title, unit=unit, rows=tuple(map(tuple, cells)), group=(18, 20)))
+        top = float(values.max())
+        slices = tuple(
+            np.clip(values / top * 254 * (0.3 + 0.08 * at), 0, 254).astype(np.uint8).tobytes()
+            for at in range(8)
+        )
+        maps.append(
+            HeatMap(
+                title=title, unit=unit, rows=tuple(map(tuple, cells)), group=(18, 20),
+                levels=levels, slices=MapSlices(edges_s=edges_s, top=top, cells=slices),
+            )
+        )  # fmt: skip
     memory = HeatMap(title="HBM", unit="B", rows=((3.1e9, 3.0e9, 3.4e9, 2.2e9, 0.0),))
     return (*maps, memory)
 
@@ -130,7 +146,7 @@ def make_profile(num_ops: int = 150) -> StepProfile:
         busy_s={"matrix": 0.41 * step_time_s, "HBM": 0.66 * step_time_s, "link": 0.3 * step_time_s,
                 "vector": 0.12 * step_time_s, "SRAM port": 0.35 * step_time_s},
         sram_over_time=tuple(zip(times.tolist(), fullness.tolist(), strict=True)),
-        sram_capacity_bytes=1_250_000, heat_maps=make_maps(),
+        sram_capacity_bytes=1_250_000, heat_maps=make_maps(step_time_s),
         rooflines=Rooflines(
             flops_per_s={"cfloat8_1_4_3": PEAK, "bf16": PEAK, "fp32": 5.65e14},
             bytes_per_s=BANDWIDTHS,

@@ -203,6 +203,8 @@
     const known = byRoot.get(event.target);
     if (known) {
       known.parsed = null;
+      const off = event.target.querySelectorAll("[data-traces][aria-pressed=false]");
+      known.hidden = new Set([...off].flatMap((button) => button.dataset.traces.split(" ").map(Number)));
       known.refresh();
       return;
     }

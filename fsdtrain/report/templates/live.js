@@ -16,10 +16,11 @@
     const [from, to] = [fresh, old].map((figure) => figure.querySelector("script"));
     if (from.textContent === to.textContent) return old;
     const [names, known] = [fresh, old].map((figure) => [...figure.querySelectorAll("[data-traces]")]);
-    const key = (button) => `${button.dataset.traces} ${button.firstElementChild.nextSibling.textContent}`;
+    const key = (button) => button.firstElementChild.nextSibling.textContent.trim();
     if (names.map(key).join() !== known.map(key).join()) return fresh;
     to.textContent = from.textContent;
     names.forEach((button, number) => {
+      known[number].dataset.traces = button.dataset.traces;
       const [value, shown] = [button, known[number]].map((one) => one.querySelector("b"));
       if (value && shown) shown.textContent = value.textContent;
     });
