@@ -136,6 +136,7 @@ class _Assembly:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)  # of values, and of ops of several results
     formats: dict[str, str | None] = field(default_factory=dict)  # of values
+    owners: dict[str, str] = field(default_factory=dict)  # of weights and buffers: the layer
     state: Tensor = field(default_factory=torch.get_rng_state)
 
     def add_inputs(self, captured: CapturedGraphs) -> list[str]:
@@ -147,6 +148,7 @@ class _Assembly:
             for number, tensor in enumerate(captured.inputs)
             if id(tensor) in own
         }
+        self.owners = {name: name.rpartition(".")[0] for name in found.values()}
         return [
             found[number]
             if number in found
@@ -274,8 +276,7 @@ class _Assembly:
 
     def _owner(self, inputs: Sequence[str]) -> str:
         """The layer whose weight the op reads."""
-        given = [each for each in inputs if each in self.tensors]
-        return next((each.rpartition(".")[0] for each in given if "." in each), "")
+        return next((self.owners[each] for each in inputs if each in self.owners), "")
 
     def finish(self, outputs: Sequence[str], gradients: Mapping[str, str]) -> StepGraph:
         """The step, without what leads to nothing that it gives."""

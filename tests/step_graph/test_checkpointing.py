@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.backends.dojo.running import IDENTITY, emulate, run_step
+from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.graph import run_freely
 
 Function = Callable[[Tensor], Tensor]
 
@@ -48,10 +49,13 @@ def forget_graphs() -> Iterator[None]:
     ids=["twice", "in_place", "channels", "alpha", "rand_like", "bernoulli", "all", "none"],
 )
 def test_random_numbers_are_drawn_once(function: Function) -> None:
-    x = torch.randn(5, 4)
-    eager, captured = Checkpointed(function), Checkpointed(function)
-    emulate(captured, IDENTITY)
-    wanted, found = run_step(eager, x), run_step(captured, x)
-    assert torch.equal(found.loss, wanted.loss)
-    for name, gradient in wanted.gradients.items():
-        assert torch.equal(found.gradients[name], gradient), name
+    x, module = torch.randn(5, 4), Checkpointed(function)
+    torch.manual_seed(5)
+    graph = capture_step(module, x)
+    found = run_freely(graph)
+    torch.manual_seed(5)
+    loss = module(x)
+    loss.backward()
+    assert torch.equal(found[graph.loss], loss.detach())
+    for name, weight in module.named_parameters():
+        assert torch.equal(found[graph.gradients[name]], weight.grad), name
