@@ -97,6 +97,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         node_decode_images_per_s: that a node's hosts and decoders turn into input.
         device_price_per_hour: in the currency of the question.
         energy_price_per_kwh: in the currency of the question.
+        notes: what a reader of any plan of it must know.
     """
 
     name: str

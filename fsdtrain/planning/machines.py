@@ -51,6 +51,19 @@ def check_question(question: Question) -> None:
             raise UserError(f"plan: {name}={value}: must be above 0, or null if it is not asked")
 
 
+def check_price(fleet: Fleet, question: Question) -> None:
+    """Whether a budget can be compared with what this fleet costs.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if question.budget is not None and fleet.device_price_per_hour is None:
+        raise UserError(
+            f"plan: a budget is asked for, and fleet {fleet.name} has no price: give "
+            "device_price_per_hour"
+        )
+
+
 def plan_machines(
     machines: Sequence[PlannedMachine],
     workload: Workload,
@@ -79,11 +92,7 @@ def plan_machine(
             end this training.
     """
     fleet = machine.fleet
-    if question.budget is not None and fleet.device_price_per_hour is None:
-        raise UserError(
-            f"plan: a budget is asked for, and fleet {fleet.name} has no price: give "
-            "device_price_per_hour"
-        )
+    check_price(fleet, question)
     step = step_of(machine, workload, question)
 
     alone = Part(step=step, fleet=fleet, num_devices=1)

@@ -16,6 +16,7 @@ from fsdtrain.planning.curve import MOST_DEVICES, trace_curve
 from fsdtrain.planning.device_step import Workload
 from fsdtrain.planning.machines import (
     PlannedMachine,
+    check_price,
     check_question,
     notes_of,
     step_figure,
@@ -73,11 +74,13 @@ def plan_mixed(
 
     Raises:
         UserError: there are not two kinds, a mix needs more devices than `most_devices`, or see
-            `machines.check_question`.
+            `machines.plan_machine`.
     """
     check_question(question)
     if len(machines) != 2:
         raise UserError(f"plan: a mixed fleet has two kinds of machines, not {len(machines)}")
+    for machine in machines:
+        check_price(machine.fleet, question)
     parts = _equal_steps([_part(each, workload, question) for each in machines])
     first, second = (part.step.samples_per_s for part in parts)
     readings = (

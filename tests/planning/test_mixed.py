@@ -75,5 +75,7 @@ def test_what_cannot_be_mixed(
 ) -> None:
     with pytest.raises(UserError, match="has two kinds of machines, not 1"):
         plan_mixed("m", kinds[:1], workload, make_question())
+    with pytest.raises(UserError, match="fleet test has no price"):
+        plan_mixed("m", kinds, workload, make_question(budget=100.0))
     with pytest.raises(UserError, match=r"smallest such fleet has 13 devices, and at most 10"):
         plan_mixed("m", kinds, workload, make_question(), most_devices=10)
