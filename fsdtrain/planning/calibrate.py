@@ -17,20 +17,18 @@ import numpy as np
 import torch
 
 from fsdtrain.errors import UserError
-from fsdtrain.planning.bucket_replay import replay_buckets
-from fsdtrain.planning.calibration_ddp import BUCKET_MB
-from fsdtrain.planning.calibration_fit import SharedRing, TimedPoint, fit_ring
+from fsdtrain.planning.calibration_fit import TimedPoint, fit_ring
 from fsdtrain.planning.calibration_record import (
     Calibration,
     HeldOut,
     Point,
-    StepPoint,
     summarise_errors,
+    typical,
 )
 from fsdtrain.planning.calibration_run import run_processes
+from fsdtrain.planning.calibration_steps import judge_steps
 from fsdtrain.planning.calibration_words import in_markdown
 from fsdtrain.planning.calibration_worker import RankResult, Work
-from fsdtrain.planning.gradients import Gradient
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +148,18 @@ def judge(
         ring=ring,
         points=points,
         errors=summarise_errors(points),
-        steps=_judge_steps(settings, results, ring, _share_when_quiet(fitted, busy_elsewhere)),
+        steps=tuple(
+            judge_steps(
+                [
+                    [each for each in result.steps if each.world_size == world_size]
+                    for result in results[:world_size]
+                ],
+                ring,
+                core_share=_share_when_quiet(fitted, busy_elsewhere),
+                held_out=world_size in settings.held_out_world_sizes,
+            )
+            for world_size in (settings.step_world_sizes if settings.step_rounds else ())
+        ),
         notes=_notes(busy_elsewhere, stolen),
     )
 
@@ -160,12 +169,6 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def typical(values: Sequence[float]) -> float:
-    """Mean of the faster half: others that use the machine make samples longer, never shorter."""
-    ordered = np.sort(np.asarray(values))
-    return float(ordered[: (len(ordered) + 1) // 2].mean())
 
 
 def _time_cases(
@@ -205,66 +208,6 @@ def _held_out(settings: CalibrationSettings, world_size: int, num_bytes: int) ->
     if num_bytes in settings.held_out_sizes:
         return "size and world size" if is_world else "size"
     return "world size" if is_world else ""
-
-
-def _judge_steps(
-    settings: CalibrationSettings,
-    results: Sequence[RankResult],
-    ring: SharedRing,
-    core_share: float,
-) -> tuple[StepPoint, ...]:
-    """Steps as the slowest process of each round had them.
-
-    Args:
-        settings: of the calibration.
-        results: by rank.
-        ring: fitted.
-        core_share: of all cores, that an all-reduce uses.
-    """
-    points = []
-    for world_size in settings.step_world_sizes if settings.step_rounds else ():
-        ranks = [
-            [each for each in result.steps if each.world_size == world_size]
-            for result in results[:world_size]
-        ]
-        rounds = list(zip(*ranks, strict=True))
-        ready_s = [
-            typical(column)
-            for column in zip(
-                *(np.max([each.ready_s for each in round_], axis=0) for round_ in rounds),
-                strict=True,
-            )
-        ]
-        without_s = typical([max(each.without_s for each in round_) for round_ in rounds])
-        without_s = max(without_s, *ready_s)
-        gradients = [
-            Gradient(num_bytes=num_bytes, ready_s=when)
-            for num_bytes, when in zip(rounds[0][0].gradient_bytes, ready_s, strict=True)
-        ]
-        own, elsewhere = (
-            replay_buckets(
-                gradients,
-                without_s,
-                lambda num_bytes, ranks=world_size: ring.seconds(ranks, num_bytes),
-                limits=(BUCKET_MB * MiB,),
-                rate_left=rate_left,
-            )
-            for rate_left in (1 - core_share, 1.0)
-        )
-        points.append(
-            StepPoint(
-                world_size=world_size,
-                num_samples=len(rounds),
-                held_out=world_size in settings.held_out_world_sizes,
-                bucket_bytes=rounds[0][0].bucket_bytes,
-                without_s=without_s,
-                with_s=typical([max(each.with_s for each in round_) for round_ in rounds]),
-                exchange_s=own.exchange_s,
-                exposed_s=own.exposed_s,
-                exposed_elsewhere_s=elsewhere.exposed_s,
-            )
-        )
-    return tuple(points)
 
 
 def _use_by_others(

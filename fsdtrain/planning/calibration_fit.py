@@ -116,7 +116,8 @@ def fit_ring(points: Sequence[Timed], num_cores: int) -> SharedRing:
 def _least_alpha_s(points: Sequence[Timed], num_cores: int) -> float:
     least = min(points, key=lambda each: (each.num_bytes, each.world_size))
     ranks_per_core = least.world_size / num_cores
-    return max(1e-7, least.time_s / (4 * (least.world_size - 1)) / ranks_per_core**0.8)
+    alpha_s: float = least.time_s / (4 * (least.world_size - 1)) / ranks_per_core**0.8
+    return max(1e-7, alpha_s)
 
 
 def _most_bytes_per_s(points: Sequence[Timed]) -> float:

@@ -4,6 +4,7 @@ Measured figures are MEASURED on the machine that `device` names; predicted ones
 does not know how anything is measured or fitted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -130,6 +131,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[HeldOut, ErrorSummary]
     steps: tuple[StepPoint, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def typical(values: Sequence[float]) -> float:
+    """Mean of the faster half: others that use the machine make samples longer, never shorter."""
+    ordered = np.sort(np.asarray(values))
+    return float(ordered[: (len(ordered) + 1) // 2].mean())
 
 
 def summarise_errors(points: tuple[Point, ...]) -> dict[HeldOut, ErrorSummary]:

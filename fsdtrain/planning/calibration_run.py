@@ -10,7 +10,11 @@ from pathlib import Path
 
 import msgspec
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import (
+    ProcessContext,
+    ProcessExitedException,
+    spawn,
+)
 
 from fsdtrain.errors import UserError
 from fsdtrain.planning.calibration_worker import COULD_NOT_JOIN, RankResult, Work, run_worker
@@ -34,7 +38,7 @@ def run_processes(work: Work) -> tuple[RankResult, ...]:
     num_processes = max(work.world_sizes)
     limit_s = START_S * (1 + num_processes) + 4 * work.seconds + 5 * work.step_rounds
     with tempfile.TemporaryDirectory(prefix="fsdtrain-calibrate-") as folder:
-        context = mp.spawn(
+        context = spawn(  # type: ignore[no-untyped-call]  # torch has no types here
             run_worker, args=(work, folder), nprocs=num_processes, join=False, daemon=True
         )
         assert context is not None
@@ -51,7 +55,7 @@ def run_processes(work: Work) -> tuple[RankResult, ...]:
         )
 
 
-def _wait(context: mp.ProcessContext, folder: Path, limit_s: float) -> None:
+def _wait(context: ProcessContext, folder: Path, limit_s: float) -> None:
     end = time.monotonic() + limit_s
     try:
         while not context.join(timeout=POLL_S):
@@ -60,11 +64,11 @@ def _wait(context: mp.ProcessContext, folder: Path, limit_s: float) -> None:
                     f"calibration: its processes were not done after {limit_s:.0f} s and were "
                     "ended: measure for fewer seconds, or with fewer or smaller world sizes"
                 )
-    except mp.ProcessExitedException as error:
+    except ProcessExitedException as error:
         raise UserError(_why_it_ended(error, folder)) from error
 
 
-def _why_it_ended(error: mp.ProcessExitedException, folder: Path) -> str:
+def _why_it_ended(error: ProcessExitedException, folder: Path) -> str:
     if error.exit_code == COULD_NOT_JOIN:
         reasons = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("rank-*.txt"))]
         return (

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from fsdtrain.errors import UserError
 from fsdtrain.planning import calibrate as calibrate_module
-from fsdtrain.planning.calibrate import CalibrationSettings, calibrate, count_cores, judge, typical
+from fsdtrain.planning.calibrate import CalibrationSettings, calibrate, count_cores, judge
 from fsdtrain.planning.calibration_ddp import BUCKET_MB, NUM_LAYERS, WIDTH, StepSample
 from fsdtrain.planning.calibration_fit import SharedRing
-from fsdtrain.planning.calibration_record import read_calibration, to_level
+from fsdtrain.planning.calibration_record import read_calibration, to_level, typical
 from fsdtrain.planning.calibration_run import run_processes
 from fsdtrain.planning.calibration_words import in_markdown, verdict
 from fsdtrain.planning.calibration_worker import CoreUse, RankResult, Sample, Work
