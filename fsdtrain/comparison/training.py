@@ -193,18 +193,23 @@ class _Finding:
     def conclude(self) -> tuple[Outcome, str]:
         """same: equal within the margin; different: shown to differ; open: neither was shown."""
         num_seeds, test = len(self.a.seeds), self.equivalence
-        what = f"{test.metric} of b is {_signed(test.difference)} from a's"
+        what = f"{test.metric} of b is {_beside(test.difference)}"
         if num_seeds < MIN_SEEDS:
             seeds = "one seed: no verdict" if num_seeds == 1 else f"{num_seeds} seeds: no verdict"
             return "open", f"{seeds}, {MIN_SEEDS} are needed; {what}"
         assert test.low is not None
         assert test.high is not None
-        interval = f"90 % interval {_signed(test.low)} to {_signed(test.high)}"
+        interval = f"90 % interval {test.low:+.3g} to {test.high:+.3g}"
         what = f"{num_seeds} seeds: {what} ({interval}, margin {test.margin:.3g})"
         if self.divergence_step is not None:
             return "different", (
                 f"{what}; from step {self.divergence_step} on the mean loss of b stays outside of "
                 "a's band"
+            )
+        if test.margin == 0 and self.a.losses != self.b.losses:
+            return "open", (
+                f"{what}; {test.metric} is the same for all seeds of a, so it can tell nothing: "
+                "train longer, choose another metric or state a margin"
             )
         if test.is_equivalent:
             return "same", (
@@ -226,10 +231,7 @@ class _Finding:
 def _notes(
     a: Sequence[Run], b: Sequence[Run], band: Band, test: Equivalence, *, is_target_given: bool
 ) -> list[str]:
-    notes = [
-        f"the test is Schuirmann's on pairs of one seed; the margin is "
-        f"{'stated' if test.margin_source == 'stated' else test.margin_source}"
-    ]
+    notes = [f"the test is Schuirmann's, on pairs of one seed; its margin: {test.margin_source}"]
     if test.margin_source != "stated" and len(a) >= MIN_SEEDS:
         notes.append(
             "a margin that is estimated from the seeds passes sides that differ by just that much "
@@ -258,5 +260,7 @@ def _notes(
     return notes
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3g}"
+def _beside(difference: float) -> str:
+    if difference == 0:
+        return "equal to a's"
+    return f"{abs(difference):.3g} {'above' if difference > 0 else 'below'} a's"

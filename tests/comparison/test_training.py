@@ -131,6 +131,18 @@ def test_figures_that_scatter_leave_it_open_and_say_how_many_seeds(tmp_path: Pat
     assert wide.equivalence.margin_source == "stated"
 
 
+def test_a_figure_without_spread_tells_nothing(tmp_path: Path) -> None:
+    a, finals = falling(5), ([0.0] * 5, [0.0] * 5)
+    noise = np.random.default_rng(1).normal(0, 1e-4, a.shape)
+    found = compare_training(*write_sides(tmp_path / "1", a, a + noise, finals=finals))
+    assert found.outcome == "open"
+    assert "vehicle_iou is the same for all seeds of a, so it can tell nothing" in found.sentence
+    equal = compare_training(*write_sides(tmp_path / "2", a, a, finals=finals))
+    assert equal.outcome == "same"
+    stated = compare_training(*write_sides(tmp_path / "3", a, a + noise, finals=finals), margin=0.1)
+    assert stated.outcome == "same"
+
+
 # --- parts -------------------------------------------------------------------------------------
 
 
