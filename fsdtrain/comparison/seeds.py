@@ -188,5 +188,5 @@ def _as_in_its_own_process() -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         gc.collect()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
             torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ from fsdtrain.comparison.bands_of_runs import (
     samples_to,
     smoothed_at,
 )
+from fsdtrain.comparison.configs import read_fields
 from fsdtrain.comparison.equivalence import (
     ALPHA,
     MIN_SEEDS,
@@ -28,7 +29,7 @@ from fsdtrain.comparison.equivalence import (
     num_seeds_needed,
     p_value_of_difference,
 )
-from fsdtrain.comparison.folders import Run, read_fields, read_pairs
+from fsdtrain.comparison.folders import Run, read_pairs
 from fsdtrain.comparison.record import (
     Arm,
     Band,
