@@ -16,10 +16,15 @@ def duration(seconds: float) -> str:
     if days >= 2 * YEAR_DAYS:
         return f"{plain_number(days / YEAR_DAYS)} years"
     if days >= 1:
-        return f"{days:.3g} days"
+        return _counted(days, "day")
     if seconds >= 3600:
-        return f"{seconds / 3600:.3g} hours"
+        return _counted(seconds / 3600, "hour")
     return f"{seconds / 60:.3g} min" if seconds >= 60 else in_seconds(seconds)
+
+
+def _counted(value: float, unit: str) -> str:
+    text = f"{value:.3g}"
+    return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
 
 
 def money(value: float | None, currency: str) -> str:
