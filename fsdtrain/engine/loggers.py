@@ -30,7 +30,8 @@ def _csv_logger(run_dir: Path, *, first_step: int) -> CSVLogger:
     if path.exists():
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
-    logger = CSVLogger(run_dir, name="", version="")
+    # Every row at once: `report serve` reads the file as it grows.
+    logger = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
     with warnings.catch_warnings():
         # It warns that it deletes the old file, which is why the rows were read above.
         warnings.filterwarnings("ignore", message="Experiment logs directory")
