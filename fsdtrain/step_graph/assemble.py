@@ -7,7 +7,7 @@ op computes and how its results are stored, a `Behaviour` says.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fsdtrain.errors import BackendError
+from fsdtrain.step_graph.behaviour import Behaviour, run_and_store
 from fsdtrain.step_graph.call import (
-    Call,
     OpArguments,
     describe_call,
     exact_call,
@@ -29,11 +29,10 @@ from fsdtrain.step_graph.call import (
     state_behind,
 )
 from fsdtrain.step_graph.dry_capture import CapturedGraphs
-from fsdtrain.step_graph.graph import GraphOp, OpCall, Results, Run, StepGraph
+from fsdtrain.step_graph.graph import GraphOp, OpCall, StepGraph
 from fsdtrain.step_graph.nodes import alias_of, is_op, layer_of, op_name, output_values
 from fsdtrain.step_graph.user_line import user_line
 
-Store = Callable[[Tensor], None]  # rounds a tensor in place
 Phase = Literal["forward", "backward"]
 # They change no number: layouts, copies, other dtypes.
 _MOVES = {
@@ -47,23 +46,6 @@ _MOVES = {
     "aten.pixel_unshuffle", "aten.channel_shuffle", "prims.convert_element_type",
 }  # fmt: skip
 _SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Behaviour:
-    """How a backend's ops differ from PyTorch's.
-
-    Args:
-        function: what runs in an op's place; None: the op itself.
-        stores: by number of the result, what rounds it in place.
-        formats: by number of the result, the format it is stored in, where it is not the dtype's.
-        words: by number of the result, its store in words that `Backend.store` takes.
-    """
-
-    function: Callable[[Node], Callable[..., Any] | None] = lambda node: None
-    stores: Callable[[Node], Mapping[int, Store]] = lambda node: {}
-    formats: Callable[[Node], Mapping[int, str]] = lambda node: {}
-    words: Callable[[Node], Mapping[int, Mapping[str, object]]] = lambda node: {}
 
 
 def assemble_step(
@@ -228,8 +210,8 @@ class _Assembly:
                 is_move=is_move,
                 is_elementwise=_is_elementwise(node),
                 formats=formats,
-                run=_run(call, stores),
-                run_exactly=_run(exactly, {}),
+                run=run_and_store(call, stores),
+                run_exactly=run_and_store(exactly, {}),
                 call=self._call(node, arguments, len(every)),
                 shapes=tuple(
                     tuple(each.shape) if isinstance(each, Tensor) else None for each in every
@@ -300,26 +282,6 @@ class _Assembly:
 def _is_elementwise(node: Node) -> bool:
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-
-
-def _run(call: Call, stores: Mapping[int, Store]) -> Run:
-    def run(inputs: Sequence[Tensor]) -> Results:
-        with torch.no_grad():
-            results = call(inputs)
-            found = list(results) if isinstance(results, list | tuple) else [results]
-            for number, store in stores.items():
-                found[number] = _owned(found[number], inputs)
-                store(found[number])
-        return tuple(each if isinstance(each, Tensor) else None for each in found)
-
-    return run
-
-
-def _owned(result: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """The result in memory of its own: some ops that change nothing give their operand."""
-    address = result.untyped_storage().data_ptr()
-    is_shared = any(each.untyped_storage().data_ptr() == address for each in inputs)
-    return result.clone() if is_shared else result
 
 
 def _plain(place: str) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from fsdtrain.step_graph.assemble import Behaviour, assemble_step
+from fsdtrain.step_graph.assemble import assemble_step
+from fsdtrain.step_graph.behaviour import Behaviour
 from fsdtrain.step_graph.dry_capture import capture_graphs, leave_unmarked, without_compiled_calls
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_graph.trace import Mark

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from fsdtrain.step_graph.assemble import Behaviour
+from fsdtrain.step_graph.behaviour import Behaviour
 from fsdtrain.step_graph.capture import capture_step
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
