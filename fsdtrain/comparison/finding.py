@@ -167,7 +167,9 @@ def _multiple(sums: Sums) -> str:
 def _times(scale: float) -> str:
     if abs(scale + 1) < 1e-3:
         return "has the opposite sign"
-    digits = 3 if scale == 1 else min(max(3, 1 - math.floor(math.log10(abs(scale - 1)))), 9)
+    # 1.010, and not 1.0100 where sums of float32 make 1.0099999 of it.
+    exponent = math.floor(math.log10(abs(scale - 1)) + 1e-3) if scale != 1 else -2
+    digits = min(max(3, 1 - exponent), 9)
     return f"is {scale:.{digits}f} times the reference"
 
 

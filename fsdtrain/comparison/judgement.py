@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from fsdtrain.comparison.bands import (
-    FLOAT32_MARGIN_DB,
     Fault,
     default_snr_db,
     judge_store,
@@ -27,11 +26,10 @@ from fsdtrain.comparison.number_formats import (
 )
 from fsdtrain.comparison.teacher import Store
 
-# Answers how far results move when operands move by their last place; it costs two runs of the op.
+# Answers what error an op may make in float32, see `teacher.noise_of_float32`; it costs two runs.
 NoiseRms = Callable[[], float]
 
 _MIN_FLOAT32_BITS: Final = 23
-_CONDITION_FACTOR: Final = 10 ** (FLOAT32_MARGIN_DB / 20)
 # Of integers and truth values: comparisons of what is equal but for float32's last place.
 _MAX_WRONG_SHARE: Final = 1e-4
 
@@ -85,7 +83,7 @@ def judge(store: Store, noise_rms: NoiseRms) -> Judgement:
     grid = grid_of(format, float(np.abs(wanted).max(initial=0.0)))
     judged = judge_store(wanted, found, grid)
     if judged.fault:
-        judged = judge_store(wanted, found, grid, slack_rms=_CONDITION_FACTOR * noise_rms())
+        judged = judge_store(wanted, found, grid, slack_rms=noise_rms())
     return Judgement(
         is_outside=bool(judged.fault),
         fault=judged.fault,
@@ -103,7 +101,7 @@ def _judge_float32(
     signal = max(sums.reference_power, 0.0)
     allowed = signal * 10 ** (-default_snr_db(format) / 10)
     if sums.dd > allowed:
-        allowed = max(allowed, sums.count * (_CONDITION_FACTOR * noise_rms()) ** 2)
+        allowed = max(allowed, sums.count * noise_rms() ** 2)
     ratio = sums.dd / allowed if allowed else (math.inf if sums.dd else 0.0)
     return Judgement(
         is_outside=ratio > 1,

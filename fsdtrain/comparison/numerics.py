@@ -6,8 +6,7 @@ precision from values rounded to float32. It does not know how a step is capture
 """
 
 import math
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,22 +17,20 @@ from fsdtrain.comparison.lockstep import SIDES, UnitEvidence, run_in_lockstep
 from fsdtrain.comparison.record import (
     Errors,
     NumericsComparison,
-    Outcome,
     Side,
     StoredTensor,
     TensorComparison,
     TensorKind,
 )
 from fsdtrain.comparison.rows import Row, UnitRows, of_weight
+from fsdtrain.comparison.summary import describe, summarise
 from fsdtrain.comparison.updates import Updates, compare_updates
 from fsdtrain.errors import UserError
 from fsdtrain.step_graph.graph import StepGraph
-from fsdtrain.step_graph.units import AlignedSteps, Unit, align_steps
+from fsdtrain.step_graph.units import AlignedSteps, align_steps
 
-REFERENCE: Final = "the same step, each op in float64, its results rounded to float32"
-# Rows of the record: some 600 bytes each, so that it stays below 4 MB.
+# Rows of the record: some 900 bytes each, so that it stays below 6 MB.
 MAX_ROWS: Final = 6000
-MAX_WORST: Final = 1000
 _BROKEN: Final = Errors(is_bitwise_equal=False, share_within=0.0)
 
 
@@ -73,7 +70,7 @@ def compare_numerics(
             for name in ("reference", *SIDES)
         }
         rows += compare_updates(updates, gradients, formats=run.gradient_formats, order=len(rows))
-    return _summarise(rows, aligned, max_rows=max_rows, num_units=len(aligned.units))
+    return summarise(rows, aligned, max_rows=max_rows, num_units=len(aligned.units))
 
 
 class _Run:
@@ -165,17 +162,6 @@ class _Run:
                 yield Row(tensor=tensor, excess_db=math.inf if missing else row.excess_db)
 
 
-def describe(unit: Unit) -> str:
-    """A unit for people: layer, op, phase, line."""
-    return _words(unit.layer, unit.op, unit.phase, unit.line) or unit.name
-
-
-def _words(layer: str, op: str, phase: str, line: str) -> str:
-    short = op.rpartition(".")[2].strip("_").replace("_", " ")
-    where = f"{phase}, {line}" if line else phase
-    return f"{layer} {short} ({where})".strip()
-
-
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point() or not value.numel():
         return True
@@ -211,90 +197,3 @@ def _without(tensor: TensorComparison, missing: Sequence[Side]) -> TensorCompari
         outside=tuple(missing),
         finding="; ".join(f"{side} is missing" for side in missing),
     )
-
-
-def _summarise(
-    rows: Sequence[Row], aligned: AlignedSteps, *, max_rows: int, num_units: int
-) -> NumericsComparison:
-    kept = _bounded(rows, max_rows)
-    tensors = tuple(row.tensor for row in kept)
-    first = next(
-        (
-            number
-            for mode in ("teacher_forced", "free_running")
-            for number, tensor in enumerate(tensors)
-            if tensor.mode == mode and tensor.outside
-        ),
-        None,
-    )
-    ranked = sorted(range(len(kept)), key=lambda number: _badness(kept[number]), reverse=True)
-    is_same = first is None
-    outcome: Outcome = "same" if is_same else "different"
-    notes = [
-        "Teacher-forced: every op gets the reference's values. Free run: its own side's.",
-        "A band is what a machine of these formats gives that errs nowhere else; where formats are "
-        "float32, 100 dB, or less where the numbers of the op are ill-conditioned.",
-    ]
-    if len(kept) < len(rows):
-        notes.append(
-            f"{len(rows) - len(kept):,} of {len(rows):,} rows, all within their bands, are left out"
-        )
-    return NumericsComparison(
-        reference=REFERENCE,
-        tensors=tensors,
-        first_divergence=first,
-        worst=tuple(ranked[:MAX_WORST]),
-        outcome=outcome,
-        sentence=_sentence(rows, None if first is None else tensors[first], num_units),
-        unmatched=aligned.unmatched,
-        notes=tuple(notes),
-    )
-
-
-def _bounded(rows: Sequence[Row], max_rows: int) -> list[Row]:
-    """In their order, without those that are furthest within their bands."""
-    if len(rows) <= max_rows:
-        return list(rows)
-    order = sorted(range(len(rows)), key=lambda n: _badness(rows[n]), reverse=True)
-    first = next((n for n, row in enumerate(rows) if row.tensor.outside), None)
-    chosen = {*order[: max_rows - 1], *([] if first is None else [first])}
-    return [row for number, row in enumerate(rows) if number in chosen]
-
-
-def _badness(row: Row) -> tuple[bool, bool, float]:
-    """Outside first, teacher-forced before free, then by how far."""
-    tensor = row.tensor
-    return bool(tensor.outside), tensor.mode == "teacher_forced", row.excess_db
-
-
-def name_divergence(tensor: TensorComparison) -> str:
-    """The first divergence as a sentence without its full stop."""
-    if tensor.kind == "gradient":
-        where = f"the gradient of {tensor.name}"
-    elif tensor.kind == "update":
-        where = f"the update of {tensor.name}"
-    else:
-        phase = tensor.kind if tensor.kind in ("forward", "backward") else "forward"
-        where = _words(tensor.layer, tensor.op, phase, tensor.line) or tensor.name
-    return "; ".join(f"{clause[0]}: {where} {clause[2:]}" for clause in tensor.finding.split("; "))
-
-
-def _sentence(rows: Sequence[Row], first: TensorComparison | None, num_units: int) -> str:
-    if first is not None:
-        num_outside = sum(bool(row.tensor.outside) for row in rows)
-        others = f"; {num_outside - 1:,} more tensors are outside of their bands"
-        return f"{name_divergence(first)}{others if num_outside > 1 else ''}."
-    if all(row.tensor.between.is_bitwise_equal for row in rows):
-        return f"a and b are bitwise equal in all {len(rows):,} tensors of {num_units:,} ops."
-    found = [_least_snr_db(row.tensor) for row in rows if row.tensor.mode == "teacher_forced"]
-    known = [snr for snr in found if snr is not None]
-    median = f", median {statistics.median(known):.0f} dB" if known else ""
-    return f"All {num_units:,} ops are within the bands of their formats on both sides{median}."
-
-
-def _least_snr_db(tensor: TensorComparison) -> float | None:
-    return min(_known(each.snr_db for each in (tensor.a, tensor.b)), default=None)
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]

@@ -4,7 +4,7 @@ It does not know the step as a whole.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -115,25 +115,29 @@ class UnitRows:
             return "is missing"
         unit, run = self.evidence.unit, self.evidence.forced[side]
         fault = judge(store, lambda: self.noise_rms.get(name, 0.0)).fault
-        if name not in run.results or run.results[name] is not store:
-            cause = find_cause(store.exact, store.stored, format_of(store), fault=fault)
-            return f"has an operand, {store.name}, that {cause}"
-        ops = [op for op in unit.sides["reference"].ops if not op.is_move]
+        is_result = run.results.get(name) is store
+        op = store.op
+        if is_result and not op.is_move:
+            # What the side's own op says that it computes may be what is wrong.
+            computing = [each for each in unit.sides["reference"].ops if not each.is_move]
+            op = computing[0] if len(computing) == 1 else op
         context = None
-        if len(ops) == 1 and len(ops[0].inputs) == len(run.operands):
-            op = ops[0]
+        if len(op.inputs) == len(store.inputs):
             context = Context(
                 op=op.op,
                 exactly=op.run_exactly,
-                inputs=run.operands,
-                output=_place(op.outputs, unit.sides["reference"].results, name),
+                inputs=store.inputs,
+                output=store.op.outputs.index(store.name),
                 earlier={
-                    name: (number, self.previous[name])
-                    for number, name in enumerate(op.inputs)
-                    if name in self.previous
+                    each: (number, self.previous[each])
+                    for number, each in enumerate(op.inputs)
+                    if each in self.previous
                 },
             )
-        return find_cause(store.exact, store.stored, format_of(store), fault=fault, context=context)
+        cause = find_cause(
+            store.exact, store.stored, format_of(store), fault=fault, context=context
+        )
+        return cause if is_result else f"has an operand, {store.name}, that {cause}"
 
     def free(self, name: str, kind: TensorKind) -> Row:
         """The row of a result, each side from its own values."""
@@ -257,11 +261,6 @@ def _excess_db(errors: Errors, band: float | None, reference: Tensor) -> float:
         # No signal, or not finite where the reference is.
         return math.inf if errors.nan_share else -math.inf
     return band - errors.snr_db
-
-
-def _place(outputs: tuple[str | None, ...], results: Sequence[tuple[str, str]], name: str) -> int:
-    names = [mine for mine, theirs in results if theirs == name]
-    return outputs.index(names[0]) if names and names[0] in outputs else 0
 
 
 def _stored_format(format: str | None, reference: Tensor) -> str:

@@ -4,6 +4,7 @@ An honest machine converts operands as the side does, computes without error, an
 in the format that the side says. It does not judge results (`judgement`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,9 @@ from fsdtrain.step_graph.units import UnitSide
 
 Values = Mapping[str, Tensor]
 _ULP: Final = 2.0**-24
+# Two draws say little of the worst; an op is made of several instructions.
+_MARGIN: Final = 10.0
+_MARGIN_OF_SUMS: Final = 3.0
 _FORMATS: Final = {torch.bfloat16: "bf16", torch.float16: "float16", torch.float32: "float32"}
 
 
@@ -30,10 +34,12 @@ class Store:
         exact: in double, from the very operands that the op had.
         stored: None: it is not there.
         format: of it; None: no float.
+        inputs: of the op, as it had them.
     """
 
     op: GraphOp
     name: str
+    inputs: tuple[Tensor, ...]
     exact: Tensor
     stored: Tensor | None
     format: str | None
@@ -46,12 +52,10 @@ class UnitRun:
     Args:
         results: by the reference's names.
         inner: operands that it converted, and results that do not leave the unit.
-        operands: of the unit's last computing op, as it had them.
     """
 
     results: Mapping[str, Store]
     inner: tuple[Store, ...]
-    operands: tuple[Tensor, ...]
 
 
 def formats_of(unit: UnitSide) -> tuple[str, ...]:
@@ -83,7 +87,6 @@ def run_side(
     given = dict(unit.results)
     results: dict[str, Store] = {}
     inner: list[Store] = []
-    operands: tuple[Tensor, ...] = ()
     for op in unit.ops:
         inputs = tuple(own[name] for name in op.inputs)
         found = op.run(inputs)
@@ -95,14 +98,13 @@ def run_side(
         is_last = any(name in given for name in op.outputs)
         if op.is_move and not is_last and _only_views(found, inputs):
             continue
-        operands = operands if op.is_move else inputs
         expected: Sequence[Tensor | None]
         if is_last and not op.is_move and not is_converted and to_follow is not None:
             expected = [None if n is None else exact.get(given.get(n, "")) for n in op.outputs]
         else:
             follow = to_follow if not op.is_move and to_follow is not None else op
             expected = follow.run_exactly(inputs)
-        for store in _stores(op, found, expected):
+        for store in _stores(op, inputs, found, expected):
             if store.name in given:
                 results |= {
                     of_reference: store for n, of_reference in unit.results if n == store.name
@@ -112,7 +114,7 @@ def run_side(
             if store.stored is None:
                 own[store.name] = torch.zeros_like(store.exact).float()
         is_converted = is_converted or (op.is_move and _is_changed(found, expected))
-    return UnitRun(results=results, inner=tuple(inner), operands=operands)
+    return UnitRun(results=results, inner=tuple(inner))
 
 
 def run_honestly(unit: UnitSide, values: Values, *, reference: UnitSide) -> dict[str, Tensor]:
@@ -149,9 +151,12 @@ def run_honestly(unit: UnitSide, values: Values, *, reference: UnitSide) -> dict
 def noise_of_float32(
     unit: UnitSide, values: Values, exact: Mapping[str, Tensor], *, seed: int = 0
 ) -> dict[str, float]:
-    """RMS by which results move when every operand moves by its last place of float32.
+    """RMS of the error that an op may make in float32, by the condition of its numbers.
 
-    It is what the numbers' condition makes of one rounding; of two draws, the larger.
+    That is by how much results move when every operand moves by its last place, the larger of two
+    draws, and more for sums: if the terms of a sum of n are added one after another, each partial
+    sum is rounded, and the error is sqrt(n) times that (Higham, Accuracy and Stability of Numerical
+    Algorithms, chapter 4).
     """
     generator = torch.Generator().manual_seed(seed)
     largest = dict.fromkeys(exact, 0.0)
@@ -161,7 +166,11 @@ def noise_of_float32(
             if result.is_floating_point() and result.numel():
                 d = torch.nan_to_num(result - exact[name], nan=0.0, posinf=0.0, neginf=0.0)
                 largest[name] = max(largest[name], float(d.square().mean().sqrt()))
-    return largest
+    most = max((value.numel() for value in values.values()), default=1)
+    return {
+        name: rms * (_MARGIN + _MARGIN_OF_SUMS * math.sqrt(most / max(1, *exact[name].shape[:1])))
+        for name, rms in largest.items()
+    }
 
 
 def _moved(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -180,9 +189,14 @@ def _followed(unit: UnitSide, reference: UnitSide) -> GraphOp | None:
     return theirs[0] if len(ours[0].inputs) == len(theirs[0].inputs) else None
 
 
-def _stores(op: GraphOp, found: Results, expected: Sequence[Tensor | None]) -> list[Store]:
+def _stores(
+    op: GraphOp,
+    inputs: tuple[Tensor, ...],
+    found: Results,
+    expected: Sequence[Tensor | None],
+) -> list[Store]:
     return [
-        Store(op=op, name=name, exact=exact, stored=stored, format=format)
+        Store(op=op, name=name, inputs=inputs, exact=exact, stored=stored, format=format)
         for name, stored, exact, format in zip(op.outputs, found, expected, op.formats, strict=True)
         if name is not None and exact is not None
     ]
