@@ -121,7 +121,8 @@ def device_step(
     bound = _main_bound(profile)
     energy_j = profile.energy_j if row is None else row.energy_j
     return DeviceStep(
-        device=profile.device,
+        # The profile of a large machine is that of the part which holds one replica.
+        device=profile.device if row is None else f"{row.machine}, {row.placement}",
         origin=profile.origin,
         num_samples=batch_size if row is None else row.num_samples,
         step_s=step_s,

@@ -39,6 +39,7 @@ def test_the_placement_with_most_samples_a_second_is_taken(
     found = device_step(with_rows(profile, *rows), workload, batch_size=4)
     assert (found.step_s, found.num_samples, found.exposed_s, found.watts) == (2.0, 100, 0.5, 25.0)
     assert found.schedule.needed_s == pytest.approx(1.8)
+    assert found.device == "test, 25 x one die, batch 4 each"
     assert any("25 x one die" in note and "alpha-beta" in note for note in found.notes)
 
 
