@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from torch import nn
+
+from fsdtrain.backend import Backend
 from fsdtrain.data.augment import Augmentation
 from fsdtrain.data.datamodule import FleetDataModule
 from fsdtrain.data.geometry import BevGrid
@@ -51,6 +54,12 @@ def build_network(model: ModelSettings, ops: OpTable) -> HydraBev:
         ),
         ops=ops,
     )
+
+
+def move_step(step: nn.Module, backend: Backend) -> None:
+    """Put weights and buffers where the backend computes, in place; in training Lightning does."""
+    for tensor in (*step.parameters(), *step.buffers()):
+        tensor.data = backend.to_device(tensor.data)
 
 
 def make_data(data: DataSettings, out_dir: Path | None) -> FleetPaths:

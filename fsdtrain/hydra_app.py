@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -82,6 +83,22 @@ def run_with_hydra(name: str, module: str, arguments: list[str]) -> int:
             raise
         raise UserError(str(error)) from error  # arguments that Hydra refuses without a class
     return code
+
+
+def name_side(side: str, backend: str) -> str:
+    """A side of the running comparison in words: "dojo (recipe=cfp8, machine=d1_tile)"."""
+    config = HydraConfig.get()
+    chosen = {
+        key.partition(f"@{side}.")[2]: option
+        for key, option in config.runtime.choices.items()
+        if f"@{side}." in key
+    }
+    for override in config.overrides.task:
+        key, _, value = override.partition("=")
+        if key.startswith(f"{side}."):
+            chosen[key.removeprefix(f"{side}.")] = value
+    words = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    return f"{backend} ({words})" if words else backend
 
 
 def command_line() -> str:

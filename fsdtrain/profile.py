@@ -16,11 +16,10 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
-from torch import nn
 from torch.utils import _pytree
 
 from fsdtrain.backend import Backend, installed_backends, load_backend
-from fsdtrain.build import build_datamodule, build_network, find_data, hash_data
+from fsdtrain.build import build_datamodule, build_network, find_data, hash_data, move_step
 from fsdtrain.data.assignment import Share
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.data.loader import ClipLoader
@@ -68,7 +67,7 @@ def profile(settings: ProfileSettings, *, config_yaml: str) -> StepProfile:
     train, val = find_data(settings.data)
     datamodule = build_datamodule(settings, network, train, val)
     step = TrainingStep(network)
-    _move(step, backend)
+    move_step(step, backend)
     backend.compile_step(step)
     optimizer = build_optimizer(step, settings.training, is_fused=backend.fuses_optimizer)
     loader = datamodule.loader("train", Share(batch_size=settings.data.batch_size))
@@ -137,11 +136,6 @@ def _data_wait(batches: Iterator[ClipBatch], num_workers: int, step_time_s: floa
         num_batches += 1
     batch_s = (time.perf_counter() - started) / num_batches
     return max(0.0, batch_s - step_time_s) if num_workers else batch_s
-
-
-def _move(step: nn.Module, backend: Backend) -> None:
-    for tensor in (*step.parameters(), *step.buffers()):
-        tensor.data = backend.to_device(tensor.data)
 
 
 def _print(found: StepProfile, *, num_clips: int, explain: str | None) -> None:

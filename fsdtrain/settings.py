@@ -239,12 +239,6 @@ class CompareSettings(RunSettings, frozen=True, kw_only=True, forbid_unknown_fie
         if not self.numerics and (self.bisect or self.repro is not None):
             raise ValueError("--bisect and --repro look into the numerics: leave numerics=true")
 
-    def side(self, side: Literal["a", "b"], run_dir: Path, seed: int) -> Settings:
-        """What `fit` would need to train this side."""
-        shared = {name: getattr(self, name) for name in RunSettings.__struct_fields__}
-        shared |= {"run_dir": run_dir, "seed": seed}
-        return Settings(backend=self.a if side == "a" else self.b, **shared)
-
 
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""

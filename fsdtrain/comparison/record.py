@@ -16,6 +16,7 @@ from fsdtrain.step_profile import Origin, StepProfile
 RECORD_VERSION: Final = 1
 
 Side = Literal["a", "b"]
+SIDES: tuple[Side, Side] = ("a", "b")
 # same: nothing speaks against it; different: something does; open: not enough was run to say.
 Outcome = Literal["same", "different", "open"]
 Mode = Literal["teacher_forced", "free_running"]
@@ -353,9 +354,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Exit code 0: same; 1: different. What is not comparable has no record."""
+    """Exit code 0: same; 1: different; 2: no verdict. What is not comparable has no record."""
 
-    exit_code: Literal[0, 1]
+    exit_code: Literal[0, 1, 2]
     sentence: str
     checks: tuple[Check, ...]
 
