@@ -300,7 +300,8 @@ def _record(
         config_differences=config_differences(a.config_yaml, b.config_yaml),
         verdict=conclude(numerics=found.numerics, training=training, performance=found.performance),
         numerics=found.numerics,
+        bisected=found.bisected,
+        tuned=found.tuned,
         training=training,
         performance=found.performance,
-        **found.attribution,
     )
