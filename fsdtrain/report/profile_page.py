@@ -42,6 +42,8 @@ HINTS = {
     "peak": "share of the machine's peak rate",
     "roof": "the least time that the roofline allows, as a share of the op's",
 }
+# What matters most stands beside the name, where a phone shows it; others come as they are.
+FIRST_COLUMNS = ("op", "time", "share", "bound", "phase")
 CODE_COLUMNS = ("op", "shapes")
 
 
@@ -63,6 +65,7 @@ class ProfilePage:
     manifest: Manifest
     profile: StepProfile
     num_clips: int
+    verdict: str
     cards: tuple[Card, ...]
     has_bounds: bool
     time_by_bound: Chart
@@ -93,6 +96,7 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
         manifest=manifest,
         profile=profile,
         num_clips=record.num_clips,
+        verdict=_verdict(profile, totals),
         cards=tuple(make_cards(record)),
         has_bounds=set(totals) != {UNKNOWN_BOUND},
         time_by_bound=_time_chart(profile, places),
@@ -108,6 +112,18 @@ def collect_profile_page(run_dir: Path) -> ProfilePage:
         scale=_scale_table(profile.scale),
         facts=manifest_facts(manifest),
     )
+
+
+def _verdict(profile: StepProfile, totals: dict[str, float]) -> str:
+    """What the step takes, and what most of it waits for."""
+    text = f"A step takes {in_seconds(profile.step_time_s)}"
+    total_s = sum(totals.values())
+    if total_s and set(totals) != {UNKNOWN_BOUND}:
+        bound = max(totals, key=lambda each: totals[each])
+        text += f"; {percent(totals[bound] / total_s)} of its ops' time is bound by {bound}"
+    if profile.utilisation is not None:
+        text += f"; it reaches {percent(profile.utilisation)} of the peak rate"
+    return f"{text}."
 
 
 def choose_places(bounds: Sequence[str] | dict[str, float]) -> dict[str, int]:
@@ -168,6 +184,9 @@ def _ops_table(profile: StepProfile, places: dict[str, int]) -> Table:
     columns = [column for column in op_columns(profile.ops) if column.heading != "layer"]
     if not columns:
         return make_table("Ops, the slowest first", (), ())
+    places_of = {heading: number for number, heading in enumerate(FIRST_COLUMNS)}
+    last = len(FIRST_COLUMNS) + 1
+    columns.sort(key=lambda each: places_of.get(each.heading, last - each.is_number))
     return make_table(
         "Ops, the slowest first",
         [

@@ -21,7 +21,7 @@ from fsdtrain.report.charts.chart import (
 )
 
 ROW_PX = 40
-MARGINS_PX = 64
+MARGINS_PX = 46
 PREFIXED = ("s", "B", "J", "W", "FLOP", "B/s", "FLOP/s")  # units that take ms, GB
 
 
@@ -151,7 +151,7 @@ def make_waterfall(
             "layout": layout(
                 x=_amounts(unit),
                 y=axis(autorange="reversed", type="category", ticksuffix=" "),
-                bargap=0.3, hovermode="closest", margin={"l": 52, "r": 76, "t": 10, "b": 36},
+                bargap=0.3, hovermode="closest", margin={"l": 40, "r": 76, "t": 10, "b": 24},
             ),
         },
         summary=f"{title}: "

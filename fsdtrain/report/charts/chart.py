@@ -111,7 +111,6 @@ def numbers(values: Sequence[float | None]) -> list[float | None]:
 def axis(title: str = "", **changes: Any) -> PlotlyPart:
     """An axis; `title` with its unit, `changes` as plotly names them."""
     found: PlotlyPart = {
-        "title": {"text": plain(title), "font": {"size": 12, "color": "@soft"}, "standoff": 8},
         "tickfont": {"size": 11.5, "color": "@soft"},
         "gridcolor": "@grid",
         "linecolor": "@line",
@@ -121,6 +120,9 @@ def axis(title: str = "", **changes: Any) -> PlotlyPart:
         "exponentformat": "power",
         "minexponent": 4,
     }
+    if title:
+        font = {"size": 12, "color": "@soft"}
+        found["title"] = {"text": plain(title), "font": font, "standoff": 8}
     return found | changes
 
 
@@ -132,7 +134,7 @@ def layout(
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 12, "color": "@ink"},
-        "margin": {"l": 52, "r": 12, "t": 10, "b": 36},
+        "margin": {"l": 40, "r": 12, "t": 10, "b": 24},
         "hoverlabel": {
             "bgcolor": "@card",
             "bordercolor": "@line",

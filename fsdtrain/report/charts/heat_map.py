@@ -38,7 +38,12 @@ def make_heat_map(found: HeatMap, profile: StepProfile) -> Chart | None:
         "tickformat": ".0%" if found.unit == "share" else ".2s",
         "ticksuffix": "" if found.unit == "share" else found.unit,
     }  # fmt: skip
-    hidden: PlotlyPart = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
+    hidden: PlotlyPart = {
+        "showgrid": False,
+        "zeroline": False,
+        "showticklabels": False,
+        "ticks": "",
+    }
     shape: PlotlyPart = {} if is_strip else {"scaleanchor": "x", "constrain": "domain"}
     return Chart(
         title=f"{found.title[:1].upper()}{found.title[1:]}",

@@ -63,7 +63,7 @@ def make_lines(
         figure={
             "data": data,
             "layout": layout(
-                x=axis(tickformat=",d", range=list(steps), nticks=7), y=axis(rangemode="normal"),
+                x=axis(tickformat=",d", range=_padded(steps), nticks=7), y=axis(rangemode="normal"),
                 hovermode="x unified", hoverdistance=30,
             ),
         },
@@ -72,6 +72,12 @@ def make_lines(
         controls=("log",) if can_be_log else (), height_px=300 if is_wide else 220,
         is_wide=is_wide, link="steps",
     )  # fmt: skip
+
+
+def _padded(steps: tuple[int, int]) -> list[float]:
+    """So that markers at the ends are whole."""
+    pad = 0.012 * (steps[1] - steps[0])
+    return [steps[0] - pad, steps[1] + pad]
 
 
 def _styles(all_series: Sequence[Series]) -> list[_Style]:

@@ -59,7 +59,7 @@ def make_memory(profile: StepProfile) -> Chart | None:
                        range=[0, end_s or 1.0]),
                 y=axis(ticksuffix="B", exponentformat="SI", minexponent=1, range=[0, top]),
                 hovermode="closest", shapes=lines, annotations=marks,
-                margin={"l": 52, "r": 12, "t": 22, "b": 36},
+                margin={"l": 40, "r": 12, "t": 22, "b": 24},
             ),
         },
         summary=f"Memory of the fullest node over the step. {summary}", note=summary,

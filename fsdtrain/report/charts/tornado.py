@@ -78,7 +78,7 @@ def _chart(judged: list[Assumption], profile: StepProfile) -> Chart:
             "layout": layout(
                 x=axis("step time", ticksuffix="s", exponentformat="SI", minexponent=1),
                 y=axis(autorange="reversed", type="category", ticksuffix=" "),
-                bargap=0.35, hovermode="closest", margin={"l": 52, "r": 96, "t": 18, "b": 36},
+                bargap=0.35, hovermode="closest", margin={"l": 40, "r": 96, "t": 18, "b": 24},
                 shapes=[
                     {"type": "line", "x0": step_s, "x1": step_s, "yref": "paper", "y0": 0, "y1": 1,
                      "line": {"color": "@ink", "width": 1.5}}

@@ -189,11 +189,14 @@
     if (figure && figure.isVisible && figure.isStale) figure.draw();
     if (waiting.length) setTimeout(drawNext, 0);
   }
+  function drawSoon(figure) {
+    if (figure.isVisible && figure.isStale && waiting.push(figure) === 1) afterPaint(drawNext);
+  }
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       const figure = byRoot.get(entry.target);
       figure.isVisible = entry.isIntersecting;
-      if (figure.isVisible && figure.isStale && waiting.push(figure) === 1) afterPaint(drawNext);
+      drawSoon(figure);
     }
   }, { rootMargin: "250px" });
   figures.forEach((figure) => watcher.observe(figure.root));
@@ -236,6 +239,9 @@
     button.disabled = true;
     figures.forEach((figure) => figure.refresh());
   }));
-  document.addEventListener("fsdtrain:theme", () => figures.forEach((figure) => figure.refresh()));
+  document.addEventListener("fsdtrain:theme", () => figures.forEach((figure) => {
+    figure.isStale = true;
+    drawSoon(figure);
+  }));
   document.addEventListener("fsdtrain:print", drawAll);
 })();
