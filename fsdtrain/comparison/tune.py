@@ -126,9 +126,8 @@ class _Search:
                 f"{_db(self._snr(self.widest))}, as it is {_db(self._snr(self.start))} {needed}"
             )
             return TunedRecipe(margin_snr_db=margin, is_reached=False, steps=(), sentence=sentence)
-        upwards = self._climb(margin)
-        found, is_minimal = self._descend(upwards[-1], margin)
-        steps = self._steps(upwards, found)
+        found, is_minimal = self._descend(self._climb(margin), margin)
+        steps = self._steps(found)
         return TunedRecipe(
             margin_snr_db=margin,
             is_reached=True,
@@ -136,32 +135,30 @@ class _Search:
             sentence=self._sentence(found, steps, needed, is_minimal=is_minimal),
         )
 
-    def _climb(self, margin: float) -> list[Levels]:
+    def _climb(self, margin: float) -> Levels:
         """From the start to levels that are enough, one step after another."""
-        path = [self.start]
+        levels = self.start
         is_open = set(range(len(self.roles)))
-        while self._snr(path[-1]) < margin:
-            best = self._best_step(path[-1], is_open)
-            if best is None:  # each step alone is hidden by what the others lose
-                path.append(self.widest)
-            else:
-                path.append(best)
-        return path
+        while self._snr(levels) < margin:
+            # Where each step alone is hidden by what the others lose, all are taken.
+            levels = self._best_step(levels, is_open) or self.widest
+        return levels
 
     def _best_step(self, levels: Levels, is_open: set[int]) -> Levels | None:
         """The step with the most dB for its time; forgets the roles that change nothing."""
         best, best_score = None, 0.0
         for number in sorted(is_open):
-            wider = self._moved(levels, number, 1)
             # What follows may take as many captures again as there are steps.
-            if wider is None or self.num_captures + sum(self.widest) >= self.max_captures:
+            is_affordable = self.num_captures + sum(self.widest) < self.max_captures
+            if levels[number] == self.widest[number] or not is_affordable:
                 continue
+            wider = self._with(levels, number, levels[number] + 1)
             gain = self._snr(wider) - self._snr(levels)
             if gain == 0:
                 is_open.discard(number)
             if gain < _LEAST_GAIN_DB:
                 continue
-            score = gain / self._cost(levels, wider)
+            score = gain / self._cost(number, levels[number], wider[number])
             if score > best_score:
                 best, best_score = wider, score
         return best
@@ -169,10 +166,9 @@ class _Search:
     def _descend(self, levels: Levels, margin: float) -> tuple[Levels, bool]:
         """Without the steps that are not needed, the dearest first; whether all were tried."""
         while True:
-            narrower = [self._moved(levels, number, -1) for number in range(len(self.roles))]
-            tried = [each for each in narrower if each is not None]
-            tried.sort(key=lambda each: -self._cost(each, levels))
-            for each in tried:
+            numbers = [number for number, level in enumerate(levels) if level]
+            for number in sorted(numbers, key=lambda each: -self._cost(each, 0, levels[each])):
+                each = self._with(levels, number, levels[number] - 1)
                 if each not in self.snrs and self.num_captures >= self.max_captures:
                     return levels, False
                 if self._snr(each) >= margin:
@@ -181,12 +177,14 @@ class _Search:
             else:
                 return levels, True
 
-    def _steps(self, upwards: list[Levels], found: Levels) -> tuple[WiderRole, ...]:
-        """One a role, in the order in which the way up came to them."""
-        order = sorted(
-            (number for number, level in enumerate(found) if level),
-            key=lambda number: next(i for i, each in enumerate(upwards) if each[number]),
-        )
+    def _steps(self, found: Levels) -> tuple[WiderRole, ...]:
+        """One a role; first the one without which the most is lost."""
+        narrower = {
+            number: self._with(found, number, level - 1)
+            for number, level in enumerate(found)
+            if level
+        }
+        order = sorted(narrower, key=lambda number: self.snrs.get(narrower[number], math.inf))
         steps = []
         for count, number in enumerate(order):
             so_far = set(order[: count + 1])
@@ -227,18 +225,21 @@ class _Search:
             sentence += f"; fewer may do: all {self.max_captures} captures are used"
         return sentence
 
-    def _moved(self, levels: Levels, number: int, step: int) -> Levels | None:
-        level = levels[number] + step
-        if not 0 <= level <= self.widest[number]:
-            return None
-        return (*levels[:number], level, *levels[number + 1 :])
+    def _cost(self, number: int, narrow: int, wide: int) -> float:
+        """Of one role's rungs, all others as at the start, which saves most of the modelling.
 
-    def _cost(self, narrow: Levels, wide: Levels) -> float:
-        """Of the step's time; all alike where that is not modelled."""
-        before, after = self._time(narrow), self._time(wide)
-        if not before or after is None:
+        Of the step's time; all alike where that is not modelled.
+        """
+        start = self._time(self.start)
+        before, after = (
+            self._time(self._with(self.start, number, level)) for level in (narrow, wide)
+        )
+        if not start or before is None or after is None:
             return 1.0
-        return max(_LEAST_COST, after / before - 1)
+        return max(_LEAST_COST, (after - before) / start)
+
+    def _with(self, levels: Levels, number: int, level: int) -> Levels:
+        return (*levels[:number], level, *levels[number + 1 :])
 
     def _snr(self, levels: Levels) -> float:
         if levels not in self.snrs:
