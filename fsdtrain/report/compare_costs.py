@@ -1,16 +1,15 @@
-"""What the page of a comparison shows of performance: totals, bounds, ops, a waterfall from a to b.
+"""What the page of a comparison shows of performance: totals, bounds, ops.
 
 It does not know HTML. Figures of different origin may stand in one row; their ratio then says so.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fsdtrain.comparison.record import CompareRecord, CostRow, PerformanceComparison
 from fsdtrain.report.amounts import in_seconds
 from fsdtrain.report.charts.bars import Change, make_grouped_bars, make_waterfall
 from fsdtrain.report.charts.chart import Chart
-from fsdtrain.report.compare_words import amount, ratio_notes, ratio_text
+from fsdtrain.report.compare_words import amount, as_sentence, ratio_notes, ratio_text
 from fsdtrain.report.table import Cell, Column, Table, make_table
 
 NUM_CHANGES = 10
@@ -37,8 +36,10 @@ class CostView:
     performance: PerformanceComparison
     totals: tuple[TotalRow, ...]
     ratio_notes: tuple[str, ...]
+    sentence: str
+    notes: tuple[str, ...]
     bounds: Chart | None
-    waterfall: Chart | None
+    ops_chart: Chart | None
     ops: Table
 
 
@@ -50,10 +51,12 @@ def make_cost_view(record: CompareRecord) -> CostView | None:
     return CostView(
         performance=performance,
         totals=tuple(_total(row) for row in performance.totals),
-        ratio_notes=tuple(ratio_notes((*performance.totals, *performance.ops))),
+        ratio_notes=tuple(map(as_sentence, ratio_notes(performance.totals))),
+        sentence=as_sentence(performance.sentence),
+        notes=tuple(map(as_sentence, performance.notes)),
         bounds=_bounds_chart(record, performance),
-        waterfall=_waterfall(performance),
-        ops=_ops_table(performance.ops),
+        ops_chart=_ops_chart(record, performance),
+        ops=_ops_table(performance),
     )
 
 
@@ -89,26 +92,38 @@ def _bounds_chart(record: CompareRecord, performance: PerformanceComparison) -> 
     )  # fmt: skip
 
 
-def _waterfall(performance: PerformanceComparison) -> Chart | None:
-    """From a's step to b's, over the ops that differ the most and all others together."""
-    start, end = performance.a.step_time_s, performance.b.step_time_s
+def _ops_chart(record: CompareRecord, performance: PerformanceComparison) -> Chart | None:
+    """A waterfall from a's step to b's; of two origins, shares of each side's own step."""
     rows = [row for row in performance.ops if row.unit == "s"][:NUM_CHANGES]
     if not rows:
         return None
+    names = [_short(row.name, number) for number, row in enumerate(rows, start=1)]
+    start, end = performance.a.step_time_s, performance.b.step_time_s
+    if performance.a.origin != performance.b.origin:
+        series = {
+            f"a: {record.a_name}, {performance.a.origin}": [_share(row.a, start) for row in rows],
+            f"b: {record.b_name}, {performance.b.origin}": [_share(row.b, end) for row in rows],
+        }
+        return make_grouped_bars(
+            "Shares of each side's own step, the ops that differ the most", names, series,
+            unit="% of its own step", text_of=lambda value: f"{value:.3g} %",
+            origin=_origins(performance), source=SOURCE,
+            note="Times of different origin are not subtracted from each other.",
+        )  # fmt: skip
     changes = [
-        Change(label=_short(row.name, number), amount=(row.b or 0.0) - (row.a or 0.0))
-        for number, row in enumerate(rows, start=1)
+        Change(label=name, amount=(row.b or 0.0) - (row.a or 0.0))
+        for name, row in zip(names, rows, strict=True)
     ]
     rest = end - start - sum(change.amount for change in changes)
     changes.append(Change(label="all else", amount=rest))
-    is_mixed = performance.a.origin != performance.b.origin
     return make_waterfall(
-        "From a's step to b's, the largest differences of ops", ("a", start), changes, ("b", end),
+        "From a's step to b's, the ops that differ the most", ("a", start), changes, ("b", end),
         unit="seconds", text_of=in_seconds, origin=_origins(performance), source=SOURCE,
-        note="Measured against modelled: a difference of both is no measured gain."
-        if is_mixed
-        else "",
     )  # fmt: skip
+
+
+def _share(value: float | None, whole: float) -> float | None:
+    return None if value is None or not whole else 100 * value / whole
 
 
 def _short(name: str, number: int) -> str:
@@ -117,25 +132,38 @@ def _short(name: str, number: int) -> str:
     return f"{number}. {short}"
 
 
-def _ops_table(rows: Sequence[CostRow]) -> Table:
+def _ops_table(performance: PerformanceComparison) -> Table:
+    rows = performance.ops
+    is_mixed = performance.a.origin != performance.b.origin
     columns = (
         Column(heading="op", is_code=True),
         Column(heading="a", is_number=True),
         Column(heading="b", is_number=True),
-        Column(heading="b minus a", is_number=True),
+        Column(heading="of a's step", is_number=True),
+        Column(heading="of b's step", is_number=True),
+        *(() if is_mixed else (Column(heading="b minus a", is_number=True),)),
         Column(heading="b over a", is_number=True),
     )
+    wholes = (performance.a.step_time_s, performance.b.step_time_s)
     cells = [
         [
             Cell(row.name, small=(row.detail,) if row.detail else ()),
             _value(row.a, row.unit, row.a_origin), _value(row.b, row.unit, row.b_origin),
-            _difference(row),
+            *(
+                _share_cell(_share(value, whole) if row.unit == "s" else None)
+                for value, whole in zip((row.a, row.b), wholes, strict=True)
+            ),
+            *(() if is_mixed else (_difference(row),)),
             Cell(ratio_text(row).split(" (")[0], row.ratio),
         ]
         for row in rows
     ]  # fmt: skip
-    note = " ".join(f"{text[:1].upper()}{text[1:]}." for text in ratio_notes(rows))
+    note = " ".join(as_sentence(text) for text in ratio_notes(rows))
     return make_table("Ops, the largest difference first", columns, cells, note=note, source=SOURCE)
+
+
+def _share_cell(share: float | None) -> Cell:
+    return Cell("") if share is None else Cell(f"{share:.3g} %", share)
 
 
 def _value(value: float | None, unit: str, origin: str) -> Cell:

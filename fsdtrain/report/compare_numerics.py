@@ -202,11 +202,11 @@ def _format_table(record: CompareRecord, rows: Sequence[TensorComparison]) -> Ta
     """What each format did to the tensors that are stored in it."""
     groups: dict[tuple[str, SideName, str], list[tuple[TensorComparison, StoredTensor]]] = {}
     for row in rows:
-        for side, stored in (("a", row.a_stored), ("b", row.b_stored)):
-            # A tensor of both modes is counted once.
-            if row.mode == "free_running":
-                key = (stored.format, "a" if side == "a" else "b", row.kind)
-                groups.setdefault(key, []).append((row, stored))
+        # A tensor of both modes is counted once.
+        if row.mode != "free_running":
+            continue
+        groups.setdefault((row.a_stored.format, "a", row.kind), []).append((row, row.a_stored))
+        groups.setdefault((row.b_stored.format, "b", row.kind), []).append((row, row.b_stored))
     columns = (
         Column(heading="format", is_code=True),
         Column(heading="side", is_choice=True),

@@ -79,3 +79,10 @@ def ratio_notes(rows: Iterable[CostRow]) -> list[str]:
 def worst_rows(numerics: NumericsComparison, num_rows: int) -> list[TensorComparison]:
     """The worst tensors of both modes, the worst first."""
     return [numerics.tensors[at] for at in numerics.worst[:num_rows]]
+
+
+def as_sentence(text: str) -> str:
+    """A clause with its period, and with a capital where it does not start with a side's name."""
+    is_side = len(text.split(maxsplit=1)[0].rstrip(":'s")) < 2 if text else True
+    start = text if is_side and not text.startswith("a step") else text[:1].upper() + text[1:]
+    return start if start.endswith((".", "!", "?")) or not start else f"{start}."

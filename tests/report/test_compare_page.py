@@ -2,11 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from sample_compare import FAULTY, layer_of, make_compare_record, make_numerics, make_training
+from sample_compare import (
+    FAULTY,
+    layer_of,
+    make_compare_record,
+    make_numerics,
+    make_performance,
+    make_training,
+)
 
 from fsdtrain.comparison.record import Errors, RankedUnit
 from fsdtrain.engine.run_record import write_json
@@ -14,6 +22,7 @@ from fsdtrain.errors import UserError
 from fsdtrain.report.compare_numerics import errors_in_words
 from fsdtrain.report.compare_page import make_compare_page
 from fsdtrain.report.compare_training import make_equivalence_chart
+from fsdtrain.report.compare_words import as_sentence
 from fsdtrain.report.html import render
 from fsdtrain.report.layer_tree import make_layer_tree
 from fsdtrain.report.pages import write_compare_page
@@ -134,15 +143,41 @@ def test_the_equivalence_chart_shows_the_interval_and_the_margin(num_seeds: int,
         assert error["array"] + error["arrayminus"] == pytest.approx([0.008, 0.008])
 
 
-def test_the_waterfall_ends_where_b_does() -> None:
-    record = make_compare_record()
+def test_the_waterfall_of_one_origin_ends_where_b_does() -> None:
+    performance = make_performance()
+    b = replace(performance.b, origin="MEASURED")
+    record = make_compare_record(performance=msgspec.structs.replace(performance, b=b))
     page = make_compare_page(record)
     assert page.costs is not None
-    assert page.costs.waterfall is not None
-    (trace,) = page.costs.waterfall.figure["data"]
+    assert page.costs.ops_chart is not None
+    (trace,) = page.costs.ops_chart.figure["data"]
+    assert trace["type"] == "waterfall"
+    assert sum(trace["x"][:-1]) == pytest.approx(b.step_time_s, rel=1e-3)
+
+
+def test_times_of_two_origins_are_not_subtracted() -> None:
+    record = make_compare_record()
+    page = make_compare_page(record)
     assert record.performance is not None
-    assert sum(trace["x"][:-1]) == pytest.approx(record.performance.b.step_time_s, rel=1e-3)
-    assert "measured against modelled" in page.costs.waterfall.note.lower()
+    assert page.costs is not None
+    assert page.costs.ops_chart is not None
+    first, second = page.costs.ops_chart.figure["data"]
+    op = record.performance.ops[0]
+    assert first["x"][0] == pytest.approx(100 * (op.a or 0) / 0.412, rel=1e-4)
+    assert second["x"][0] == pytest.approx(100 * (op.b or 0) / 0.00093, rel=1e-4)
+    assert "b minus a" not in [column.heading for column in page.costs.ops.columns]
+    assert page.costs.ops_chart.origin == "MEASURED against MODELLED"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a step takes 3 s", "A step takes 3 s."), ("b is slower.", "b is slower."),
+        ("ratios are none", "Ratios are none."), ("b's loss", "b's loss."), ("", ""),
+    ],
+)  # fmt: skip
+def test_clauses_become_sentences(text: str, sentence: str) -> None:
+    assert as_sentence(text) == sentence
 
 
 def test_ratios_of_two_origins_are_labelled() -> None:
