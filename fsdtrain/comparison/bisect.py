@@ -43,7 +43,7 @@ def bisect(
         units: of the step, in an order in which they can run; see `find_units`.
         tensors: weights, batch and constants.
         loss: name of the value.
-        gradients: names of the values.
+        gradients: names of the values; those that no unit gives are left out.
         min_share: of the whole difference that the set is to explain.
         max_runs: of the step.
 
@@ -54,7 +54,10 @@ def bisect(
         raise UserError(f"bisect: min_share={min_share}: must be above 0 and at most 1")
     if max_runs < _LEAST_RUNS:
         raise UserError(f"bisect: max_runs={max_runs}: must be at least {_LEAST_RUNS}")
-    runs = HybridRuns(units, tensors, wanted=dict.fromkeys((loss, *gradients)))
+    made = {name for unit in units for name in unit.outputs}
+    # A gradient that one side lacks has no counterpart; the comparison of both sides names it.
+    wanted = [loss, *dict.fromkeys(name for name in gradients if name in made)]
+    runs = HybridRuns(units, tensors, wanted=wanted)
     difference = Difference(runs.values("a"), runs.values("b"), loss=loss)
     if difference.whole == 0:
         return SwappedSet(
