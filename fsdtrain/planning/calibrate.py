@@ -54,7 +54,7 @@ class CalibrationSettings:
         timeout_s: after which a process that waits for another one gives up.
     """
 
-    world_sizes: tuple[int, ...] = (2, 4, 8)
+    world_sizes: tuple[int, ...] = (2, 4, 5, 8)
     held_out_world_sizes: tuple[int, ...] = (3, 6)
     sizes: tuple[int, ...] = (MiB // 16, MiB // 4, MiB, 4 * MiB, 12 * MiB, 32 * MiB)
     held_out_sizes: tuple[int, ...] = (MiB // 2, 2 * MiB, 8 * MiB, 25 * MiB)

@@ -3,18 +3,20 @@
 Gloo sums in a ring: 2 (p - 1) steps of 1 / p of the bytes, each in at least two messages. All p
 ranks share c cores, so that a network model alone says too little:
 
-    messages   4 (p - 1) alpha (p / c) ^ contention
-               threads wake each other; the more of them a core has, the more messages are found at
-               one waking, so that contention is below 1
+    messages   4 (p - 1) alpha x ^ (contention - relief ln x), x = p / c
+               threads wake each other and wait for a core; the more of them a core has, the more
+               messages are found at one waking, so that contention is relieved; messages are not
+               taken to get quicker by more ranks
     bytes      2 (p - 1) / p n / bandwidth x max(chain, p / c)
                copies and adds; a core's bandwidth is shared by its ranks, and a chain of few ranks
                waits for itself and leaves cores idle (chain > 1)
     time       (messages ^ overlap + bytes ^ overlap) ^ (1 / overlap)
                1: one after the other; more: waits for messages are partly filled with copies
 
-Five parameters for all world sizes and sizes. It does not know how times are measured.
+Six parameters for all world sizes and sizes. It does not know how times are measured.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,10 +25,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-NAMES = ("alpha_s", "contention", "bytes_per_s", "chain", "overlap")
+NAMES = ("alpha_s", "contention", "relief", "bytes_per_s", "chain", "overlap")
 # Within these the parameters mean something.
-LOW = np.log([1e-8, 0.05, 1e5, 0.5, 1.0])
-HIGH = np.log([1e-1, 2.0, 1e13, 10.0, 8.0])
+LOW = np.log([1e-8, 0.05, 1e-3, 1e5, 0.5, 1.0])
+HIGH = np.log([1e-1, 4.0, 3.0, 1e13, 10.0, 8.0])
 # Residuals over this count by their size, not its square: a disturbed point cannot bend the fit.
 HUBER = 0.05
 STEP = 1e-5  # of a parameter's logarithm, for slopes
@@ -40,6 +42,7 @@ class SharedRing(msgspec.Struct, frozen=True, kw_only=True):
         num_cores: that the processes share.
         alpha_s: of a message where each core has one rank.
         contention: power of ranks a core by which messages take longer.
+        relief: by how much that power falls with the logarithm of ranks a core.
         bytes_per_s: that one core copies and adds.
         chain: how many times longer the bytes take at least, for ranks wait for each other.
         overlap: of messages' waits with copies; 1: none.
@@ -48,6 +51,7 @@ class SharedRing(msgspec.Struct, frozen=True, kw_only=True):
     num_cores: int
     alpha_s: float
     contention: float
+    relief: float
     bytes_per_s: float
     chain: float
     overlap: float
@@ -66,7 +70,10 @@ class SharedRing(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds of messages and of bytes, each by itself."""
         ranks_per_core = world_size / self.num_cores
         steps = world_size - 1
-        messages = 4 * steps * self.alpha_s * ranks_per_core**self.contention
+        # Beyond the ranks a core at which messages take longest they go on taking as long.
+        logarithm = min(math.log(ranks_per_core), self.contention / (2 * self.relief))
+        wait_s = self.alpha_s * math.exp(logarithm * (self.contention - self.relief * logarithm))
+        messages = 4 * steps * wait_s
         share = 2 * steps / world_size * num_bytes
         return messages, share / self.bytes_per_s * max(self.chain, ranks_per_core)
 
@@ -103,9 +110,10 @@ def fit_ring(points: Sequence[Timed], num_cores: int) -> SharedRing:
     # Where `chain` is below all ranks a core it has no slope, so that it is searched for first.
     alpha_s, bytes_per_s = _least_alpha_s(points, num_cores), _most_bytes_per_s(points)
     starts = [
-        np.log([alpha_s, 0.8, bytes_per_s, chain, overlap])
+        np.log([alpha_s, 0.8, relief, bytes_per_s, chain, overlap])
         for chain in np.geomspace(1.0, 5.0, 9)
         for overlap in (1.2, 2.5)
+        for relief in (0.02, 0.4)
     ]
     fits = [_descend(start, ~CHAIN, points, num_cores) for start in starts]
     fits.sort(key=lambda fit: _loss(_residuals(fit, points, num_cores)))

@@ -51,9 +51,9 @@ def _head(calibration: Calibration) -> Iterator[str]:
         yield ""
     yield (
         f"Model: (messages^w + bytes^w)^(1/w), w = {ring.overlap:.2f}; messages = 4 (p - 1) "
-        f"{ring.alpha_s * 1e6:.1f} us (p / {ring.num_cores})^{ring.contention:.2f}; bytes = "
+        f"{ring.alpha_s * 1e6:.1f} us x^({ring.contention:.2f} - {ring.relief:.2f} ln x); bytes = "
         f"2 (p - 1) / p n / {ring.bytes_per_s / 1e9:.2f} GB/s max({ring.chain:.2f}, "
-        f"p / {ring.num_cores}); p processes on {ring.num_cores} cores, n bytes."
+        f"x); p processes on {ring.num_cores} cores, x = p / {ring.num_cores}, n bytes."
     )
     yield ""
 
