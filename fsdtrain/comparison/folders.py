@@ -232,12 +232,14 @@ def _check_losses(folder: Path, losses: Curve, fields: dict[str, object]) -> Non
     every, most = _number(fields, "training.log_every_steps"), _number(fields, "training.max_steps")
     last = int(losses.steps[-1])
     may_stop = fields.get("training.early_stop_patience") is not None
-    expected = np.arange(every - 1, last + 1 if may_stop else most, every)
+    goes_on = any(fields.get(name) is not None for name in ("ckpt_path", "resume"))
+    first = int(losses.steps[0]) if goes_on else every - 1
+    expected = np.arange(first, last + 1 if may_stop else most, every)
     if not np.array_equal(losses.steps, expected):
         raise UserError(
-            f"{path} is truncated: it has {len(losses.steps)} losses from step {losses.steps[0]} "
-            f"to {last}, and {most} steps logged every {every} give {len(expected)}; copy it again "
-            "from where it was made, or train again (resume=last goes on in the run's own folder)"
+            f"{path} is truncated: it has losses of {len(losses.steps)} of {len(expected)} steps, "
+            f"from {losses.steps[0]} to {last} (training.max_steps={most}, logged every {every}); "
+            "copy it again from where it was made, or train again"
         )
     wrong = losses.steps[~np.isfinite(losses.values)]
     if len(wrong):

@@ -149,7 +149,7 @@ def _find_unfinished(settings: Settings, config_yaml: str) -> Settings | None:
     if (run_dir / "results.json").exists():
         return None
     if (run_dir / "checkpoints" / "last.ckpt").exists():
-        return msgspec.structs.replace(settings, resume="last")
+        return msgspec.structs.replace(settings, resume="last", ckpt_path=None)
     (run_dir / "manifest.json").unlink()  # `fit` would not write over a run
     return settings
 
@@ -177,16 +177,22 @@ def _as_in_its_own_process() -> Iterator[None]:
     Lightning and the backends set environment variables (seeds, cuBLAS's workspace) and switches of
     torch. Compiled steps are forgotten: the next run captures its own, as it would by itself.
     """
-    environment, precision = dict(os.environ), torch.get_float32_matmul_precision()
+    environment = dict(os.environ)
+    _reset_torch()  # a comparison has run steps before
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(False)
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()
-        gc.collect()
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
-            torch.cuda.empty_cache()
+        _reset_torch()
+
+
+def _reset_torch() -> None:
+    """Torch's switches as a new process has them."""
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+        torch.cuda.empty_cache()

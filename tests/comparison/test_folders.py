@@ -72,6 +72,13 @@ def test_a_run_that_stopped_early_is_whole(tmp_path: Path) -> None:
     assert read_run(folder).losses.steps[-1] == 5
 
 
+def test_a_run_that_went_on_from_a_checkpoint_is_whole(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", losses=(3.0, 2.0, 1.0), ckpt_path="last.ckpt")
+    text = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join([text[0], *text[2:]]))
+    assert read_run(folder).losses.steps.tolist() == [3, 5]
+
+
 # Each with words that no other refusal has.
 SPOILT: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "interrupted": (
@@ -88,7 +95,11 @@ SPOILT: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     ),
     "cut lines": (
         lambda run: write_metrics(run, (3.0, 2.0), None),
-        ("it has 2 losses from step 1 to 3", "6 steps logged every 2 give 3"),
+        ("losses of 2 of 3 steps, from 1 to 3", "training.max_steps=6, logged every 2"),
+    ),
+    "first lines are missing": (
+        lambda run: (run / "metrics.csv").write_text("epoch,step,train/loss\n0,5,1.0\n"),
+        ("losses of 1 of 3 steps, from 5 to 5",),
     ),
     "no metrics": (
         lambda run: (run / "metrics.csv").unlink(),

@@ -74,6 +74,8 @@ class FakeTraining:
     def __call__(self, settings: Settings, *, config_yaml: str) -> Results:
         folder = settings.run_dir
         self.asked.append(("/".join(folder.parts[-2:]), settings.resume))
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_float32_matmul_precision() == "highest"
         os.environ["PL_GLOBAL_SEED"] = "7"
         torch.use_deterministic_algorithms(True)
         torch.set_float32_matmul_precision("medium")
@@ -145,6 +147,7 @@ def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
 
 def test_a_run_leaves_nothing_behind_in_the_process(tmp_path: Path) -> None:
     before = dict(os.environ)
+    torch.set_float32_matmul_precision("high")  # of a backend that was compared before
     run_seeds(configs(), FakeTraining(), seeds=[0], folder=tmp_path)
     assert dict(os.environ) == before
     assert not torch.are_deterministic_algorithms_enabled()
