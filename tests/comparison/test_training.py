@@ -118,6 +118,8 @@ def test_a_final_figure_that_is_lower_for_every_seed_is_different(tmp_path: Path
     assert found.outcome == "different"
     assert "more than chance explains" in found.sentence
     assert found.equivalence.difference == pytest.approx(-0.096)
+    expected = np.corrcoef(*finals)[0, 1]
+    assert any(f"correlate by {expected:.2f}" in note for note in found.notes)
 
 
 def test_figures_that_scatter_leave_it_open_and_say_how_many_seeds(tmp_path: Path) -> None:
