@@ -63,7 +63,7 @@ def test_values_appear_while_the_run_goes_on(
         write_metrics(folder / "metrics.csv", 60)
         wait_for(opened, "Running: 59 of 600 steps")
         assert titles(opened) == ["Loss", "Gradient norm", "Samples per second"]
-        page.wait_for_function("document.querySelector('.plot .main-svg')", timeout=PATIENCE_MS)
+        page.locator(".plot .main-svg").first.wait_for(state="attached", timeout=PATIENCE_MS)
         assert num_points(opened) == 30
         # A reader's choices stay: a curve that is hidden, and what has the focus.
         log = page.locator("[data-act=log]").first
@@ -71,9 +71,11 @@ def test_values_appear_while_the_run_goes_on(
         page.keyboard.press("Space")
         write_metrics(folder / "metrics.csv", 90)
         wait_for(opened, "Running: 89 of 600 steps")
-        page.wait_for_function(
-            "document.querySelector('.plot').data[0].x.length === 45", timeout=PATIENCE_MS
-        )
+        for _ in range(100):
+            if num_points(opened) == 45:
+                break
+            page.wait_for_timeout(100)
+        assert num_points(opened) == 45
         assert log.get_attribute("aria-pressed") == "true"
         assert log.evaluate("(button) => button === document.activeElement")
         write_metrics(folder / "metrics.csv", 300)
