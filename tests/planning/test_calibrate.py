@@ -1,3 +1,4 @@
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 
 from fsdtrain.errors import UserError
 from fsdtrain.planning import calibrate as calibrate_module
+from fsdtrain.planning import calibration_run
 from fsdtrain.planning.calibrate import CalibrationSettings, calibrate, count_cores, judge
 from fsdtrain.planning.calibration_ddp import BUCKET_MB, NUM_LAYERS, WIDTH, StepSample
 from fsdtrain.planning.calibration_fit import SharedRing
@@ -266,6 +268,13 @@ def test_processes_that_cannot_join_are_said(monkeypatch) -> None:
         UserError, match=r"could not reach each other over gloo .*no-such-interface"
     ):
         run_processes(TINY)
+
+
+def test_processes_that_take_too_long_are_ended(monkeypatch) -> None:
+    monkeypatch.setattr(calibration_run, "START_S", -1e3)
+    with pytest.raises(UserError, match="were not done after"):
+        run_processes(TINY)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch) -> None:
