@@ -77,13 +77,14 @@ def find_cause(
     if x is None:
         return "is missing"
     if x.shape != reference.shape:
-        return f"has shape {list(x.shape)} where the reference has {list(reference.shape)}"
+        cause = f"has shape {list(x.shape)} where the reference has {list(reference.shape)}"
+        return f"{cause}{_why_of_this_shape(x, format, context)}"
     references = as_floats(reference).astype(np.float64)
     numbers = as_floats(x).astype(np.float64)
     sums = sum_up(references, numbers)
     return (
         _not_finite(sums)
-        or _nothing(sums)
+        or _nothing(references, numbers)
         or _earlier(x, format, sums, context)
         or _coarse(references, numbers, format, fault)
         or _multiple(sums)
@@ -107,9 +108,8 @@ def _not_finite(sums: Sums) -> str:
     return ""
 
 
-def _nothing(sums: Sums) -> str:
-    is_zero = sums.power <= 0 < sums.reference_power
-    return "is zero" if is_zero else ""
+def _nothing(references: Floats, numbers: Floats) -> str:
+    return "is zero" if references.any() and not numbers.any() else ""
 
 
 def _earlier(x: Tensor, format: NumberFormat, sums: Sums, context: Context | None) -> str:
@@ -204,6 +204,17 @@ def _other_axis(x: Tensor, format: NumberFormat, sums: Sums, context: Context | 
     return ""
 
 
+def _why_of_this_shape(x: Tensor, format: NumberFormat, context: Context | None) -> str:
+    """Of a result of another shape."""
+    if context is None or not any(word in context.op for word in _ALONG_AN_AXIS):
+        return ""
+    is_found = any(
+        result.shape == x.shape and _is_stored(result, x, format)
+        for result in _along_other_axes(context)
+    )
+    return ": the op ran along another axis" if is_found else ""
+
+
 def _along_other_axes(context: Context) -> Iterator[Tensor]:
     """The op of its input with two axes swapped, swapped back or not."""
     if context.exactly is None or not context.inputs:
@@ -265,12 +276,16 @@ def _by_numbers(sums: Sums) -> str:
 
 def _explains(candidate: Tensor, x: Tensor, format: NumberFormat, sums: Sums) -> bool:
     """Whether x is the candidate, as stored in the format, and not the reference."""
-    if candidate.shape != x.shape:
+    if candidate.shape != x.shape or not _is_stored(candidate, x, format):
         return False
-    other = sum_up(as_floats(candidate), as_floats(x))
+    return sum_up(as_floats(candidate), as_floats(x)).dd * _BETTER < sums.dd
+
+
+def _is_stored(candidate: Tensor, x: Tensor, format: NumberFormat) -> bool:
+    """Whether x is the candidate but for rounding."""
+    sums = sum_up(as_floats(candidate), as_floats(x))
     rounding = 4.0 ** -(min(format.mantissa_bits, 12) + 1)
-    is_close = other.is_finite and other.dd <= max(rounding * other.reference_power, 0.0)
-    return is_close and other.dd * _BETTER < sums.dd
+    return sums.is_finite and sums.dd <= rounding * max(sums.reference_power, 0.0)
 
 
 def _share(count: int, total: int) -> str:

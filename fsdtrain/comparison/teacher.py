@@ -168,7 +168,7 @@ def noise_of_float32(
                 largest[name] = max(largest[name], float(d.square().mean().sqrt()))
     most = max((value.numel() for value in values.values()), default=1)
     return {
-        name: rms * (_MARGIN + _MARGIN_OF_SUMS * math.sqrt(most / max(1, *exact[name].shape[:1])))
+        name: rms * (_MARGIN + _MARGIN_OF_SUMS * math.sqrt(most / max((1, *exact[name].shape[:1]))))
         for name, rms in largest.items()
     }
 

@@ -128,7 +128,7 @@ class _Change:
         for side in SIDES:
             after = states[side].get(self.name)
             changes[side] = None if after is None else after.double().cpu() - self.before
-            allowed = self._allowed(exact, expected[side][self.name], formats[side], mode)
+            allowed = self._allowed(exact, expected[side][self.name], side, mode)
             signal = float(reference.square().sum())
             if signal > 0 and allowed > 0:
                 bands.append(10 * math.log10(signal / allowed))
@@ -159,8 +159,18 @@ class _Change:
         )
         return Row(tensor=tensor, excess_db=max(excess))
 
-    def _allowed(self, exact: Tensor, expected: Tensor, format: str, mode: Mode) -> float:
-        """Power of the error of the change."""
+    def _allowed(self, exact: Tensor, expected: Tensor, side: Side, mode: Mode) -> float:
+        """Power of the error of the change.
+
+        The weight is computed from moments as they are stored. That a moment is rounded to zero is
+        not allowed for: then the step is as long as can be.
+        """
+        known = self.updates.formats.get(side, {})
+        format = known.get(self.name, "float32")
+        of_moments = [each for name, each in known.items() if name.startswith(f"{self.name}.")]
+        arithmetic = _ARITHMETIC + sum(
+            2.0 ** -find_format(each).mantissa_bits for each in of_moments
+        )
         numbers = as_floats(exact).astype(np.float64)
         grid = grid_of(find_format(format), float(np.abs(numbers).max(initial=0.0)))
         noise = rounding_noise(numbers, grid)
@@ -168,7 +178,7 @@ class _Change:
         stored = math.sqrt(1.25 * noise.power + 6 * noise.power_deviation)
         by_gradients = float((expected.double() - exact.double()).norm())
         factor = _GRADIENT_FACTOR if mode == "teacher_forced" else _FREE_FACTOR
-        return (stored + factor * by_gradients + _ARITHMETIC * change) ** 2
+        return (stored + factor * by_gradients + arithmetic * change) ** 2
 
     def _clause(self, reference: Tensor, found: Tensor | None, format: str) -> str:
         if found is not None and not found.any() and self.name in self.updates.before:
