@@ -35,7 +35,7 @@ def make_histogram(tensor: TensorNumerics, min_exponent: int, *, origin: str, so
             "layout": layout(
                 x=axis("exponent of the value, floor(log2 |x|)", range=[first - 1, last + 1],
                        nticks=9, tickformat="d", showgrid=False),
-                y=axis("% of the values that are not zero", rangemode="tozero"),
+                y=axis("% of values not 0", rangemode="tozero"),
                 bargap=0.14, barmode="overlay", hovermode="closest",
                 shapes=[
                     {

@@ -89,7 +89,9 @@ def _styles(all_series: Sequence[Series]) -> list[_Style]:
         place = counts.get(series.role, 0)
         counts[series.role] = place + 1
         choice = colors.get(series.role, ["@s2", "@s3", "@s4", "@s6"])
-        dash = DASHES[(place + (series.role == "baseline")) % len(DASHES)]
+        # Solid is training alone: lines that cross are told apart without their colours.
+        first = {"val": DASHES.index("longdash"), "baseline": 1}.get(series.role, 0)
+        dash = DASHES[(place + first) % len(DASHES)]
         width = 1.6 if series.role == "baseline" else 2
         found.append(_Style(color=choice[place % len(choice)], dash=dash, width=width))
     return found

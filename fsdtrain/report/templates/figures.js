@@ -112,7 +112,10 @@
       this.plot.on("plotly_relayout", (change) => {
         if (change["xaxis.range[0]"] !== undefined) zoomAll(this, [change["xaxis.range[0]"], change["xaxis.range[1]"]]);
       });
-      this.plot.on("plotly_hover", (event) => { this.at = [event.points[0].curveNumber, event.points[0].pointNumber]; });
+      this.plot.on("plotly_hover", (event) => {
+        const { curveNumber, pointNumber } = event.points[0];
+        this.at = Array.isArray(pointNumber) ? pointNumber : [curveNumber, pointNumber];
+      });
     }
 
     // Draw now if it can be seen, else when it is.
@@ -129,6 +132,10 @@
       if (by === undefined && over === undefined && end === undefined) return;
       event.preventDefault();
       const traces = this.plot.data || [];
+      if (traces.length && traces[0].type === "heatmap") {
+        this.keyMap(traces[0], by === undefined ? (end === undefined ? 0 : end - this.column()) : by, over || 0);
+        return;
+      }
       const usable = traces.map((_, number) => number).filter((number) =>
         traces[number].visible !== false && traces[number].hoverinfo !== "skip" && sizeOf(traces[number]));
       if (!usable.length) return;
@@ -142,6 +149,24 @@
       this.say(traces[trace], point);
     }
 
+    column() {
+      return this.at ? this.at[1] : 0;
+    }
+
+    // From place to place of a map: right and left, up and down.
+    keyMap(trace, right, down) {
+      const [row, column] = this.at ? [this.at[0] + down, this.at[1] + right] : [0, 0];
+      const rows = trace.z.length;
+      const columns = trace.z[0].length;
+      this.at = [Math.min(Math.max(row, 0), rows - 1), Math.min(Math.max(column, 0), columns - 1)];
+      const value = trace.z[this.at[0]][this.at[1]];
+      const x = trace.x0 + this.at[1] * trace.dx;
+      const y = trace.y0 + this.at[0] * trace.dy;
+      Plotly.Fx.hover(this.plot, { xval: x, yval: y });
+      const amount = value === null ? "nothing is here" : maps.amount(this.spec.maps, value);
+      this.live.textContent = `row ${y}, column ${x}: ${amount}`;
+    }
+
     // What is under the cursor, for a screen reader.
     say(trace, point) {
       const read = (of) => (Array.isArray(of) ? of[point] : undefined);
@@ -150,7 +175,8 @@
       const isFlat = trace.orientation === "h";
       const where = read(isFlat ? trace.y : trace.x);
       const value = read(isFlat ? trace.x : trace.y);
-      const words = `${trace.name || ""} ${where}: ${shown || value}`.replace(/<[^>]*>/g, " ");
+      const short = (one) => (typeof one === "number" ? Number(one.toPrecision(4)) : one);
+      const words = `${trace.name || ""} ${short(where)}: ${shown || short(value)}`.replace(/<[^>]*>/g, " ");
       this.live.textContent = words.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").trim();
     }
   }
