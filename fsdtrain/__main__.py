@@ -69,6 +69,16 @@ COMMANDS = {
         options=("repro",),
         flags=("bisect", "tune"),
     ),
+    "plan": Command(
+        module="fsdtrain.plan",
+        help="tell what a fleet of machines would need for a training",
+        uses_hydra=True,
+        flags=("press",),
+    ),
+    "plan calibrate": Command(
+        module="fsdtrain.calibrate_command",
+        help="measure all-reduces here and check the model of networks",
+    ),
     "data": Command(module="fsdtrain.fleet", help="make, convert, inspect and verify shards"),
     "report": Command(
         module="fsdtrain.report_command", help="follow a running fit, or write pages again"
@@ -125,6 +135,8 @@ def _run(name: str, arguments: list[str]) -> int:
         from fsdtrain.hydra_app import complete_shell
 
         return complete_shell([name, *arguments], hydra_commands=_hydra_commands())
+    if arguments and f"{name} {arguments[0]}" in COMMANDS:
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}; commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
@@ -158,11 +170,11 @@ def _as_overrides(arguments: list[str], command: Command) -> list[str]:
 
 
 def _hydra_commands() -> dict[str, bool]:
-    return {name: command.uses_hydra for name, command in COMMANDS.items()}
+    return {name: command.uses_hydra for name, command in COMMANDS.items() if " " not in name}
 
 
 def _help() -> str:
-    lines = (f"  {name:<10} {command.help}" for name, command in COMMANDS.items())
+    lines = (f"  {name:<15} {command.help}" for name, command in COMMANDS.items())
     return HELP.format(commands="\n".join(lines))
 
 

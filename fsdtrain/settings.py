@@ -240,6 +240,29 @@ class CompareSettings(RunSettings, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("--bisect and --repro look into the numerics: leave numerics=true")
 
 
+class PlanSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `plan` needs beside them; `check_question` checks what is asked."""
+
+    fleets: tuple[str, ...]
+    mixed: tuple[str, str] | None
+    profiles: dict[str, Path]
+    figures: dict[str, dict[str, float]]
+    num_samples: int
+    num_epochs: float
+    target_days: float | None
+    budget: float | None
+    currency: str
+    max_global_batch: int | None
+    max_devices: int
+    press: bool
+    page: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.fleets), "fleets", "[]", "at least one fleet")
+        _require(self.max_devices >= 1, "max_devices", self.max_devices, "at least 1")
+
+
 def read_settings(config: DictConfig) -> Settings:
     """Resolve and convert; UserError names the field, the value and what is allowed."""
     return _read(config, Settings)
@@ -253,6 +276,11 @@ def read_profile_settings(config: DictConfig) -> ProfileSettings:
 def read_compare_settings(config: DictConfig) -> CompareSettings:
     """As `read_settings`, for two backends."""
     return _read(config, CompareSettings)
+
+
+def read_plan_settings(config: DictConfig) -> PlanSettings:
+    """As `read_settings`, with the knobs of `plan`."""
+    return _read(config, PlanSettings)
 
 
 def _read(config: DictConfig, kind: type[SettingsType]) -> SettingsType:
