@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fsdtrain.comparison.bands import DRIFT_MARGIN_DB, FLOAT32_MARGIN_DB, default_snr_db
 from fsdtrain.comparison.errors import (
-    as_floats,
     compare_tensors,
     measure_storage,
     shortened,
@@ -274,5 +273,4 @@ def _stored(reference: Tensor, x: Tensor | None, format: str) -> StoredTensor:
 
 
 def _amax(tensor: Tensor) -> float:
-    finite = abs(as_floats(tensor))
-    return float(finite.max(initial=0.0))
+    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
