@@ -70,15 +70,15 @@ def replay_buckets(
     Args:
         gradients: of a device, the first ready first; times are those of a step that exchanges
             nothing.
-        needed_s: when that step would go on; not before the last gradient is ready.
+        needed_s: when that step would go on; if the last gradient is ready later, then.
         all_reduce_s: seconds of the all-reduce of so many bytes.
         limits: bytes at which the first buckets are full; the last one is that of all others, too.
         rate_left: to the step while buckets are summed, as a share of its rate by itself. 1: the
             exchange has hardware of its own; 0: it takes all that the step computes with.
     """
     assert 0.0 <= rate_left <= 1.0
-    assert not gradients or needed_s >= gradients[-1].ready_s
     buckets: list[Bucket] = []
+    needed_s = max(needed_s, gradients[-1].ready_s) if gradients else needed_s
     # `done_s` is how far the step would be by now if it had not shared anything.
     now_s, done_s = 0.0, 0.0
     begin = 0
