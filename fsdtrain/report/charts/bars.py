@@ -55,51 +55,63 @@ def make_stacked_bars(
     places = places or {part: number for number, part in enumerate(names)}
     totals = {part: sum(of.get(part, 0.0) for of in bars.values()) for part in names}
     parts = sorted(totals, key=lambda part: -totals[part])
-    whole = sum(totals.values()) or 1.0
-    data: list[PlotlyPart] = []
-    for part in parts:
-        amounts = [of.get(part, 0.0) for of in bars.values()]
-        shares = [
-            f"{text_of(amount)}, {percent(amount / (sum(of.values()) or 1.0))} of {plain(name)}"
-            for amount, (name, of) in zip(amounts, bars.items(), strict=True)
-        ]
-        data.append(
-            {
-                "type": "bar", "orientation": "h", "name": plain(part),
-                "y": [plain(name) for name in bars], "x": numbers(amounts), "customdata": shares,
-                "marker": _fill(places[part]),
-                "hovertemplate": f"<b>{plain(part)}</b><br>%{{customdata}}<extra></extra>",
-            }
-        )  # fmt: skip
+    words = (
+        f"{name} {text_of(sum(of.values()))}"
+        + (f", most of it {max(of, key=lambda part: of[part])}" if of else "")
+        for name, of in bars.items()
+    )
     return Chart(
         title=title,
         figure={
-            "data": data,
+            "data": [_stacked(part, bars, places[part], text_of) for part in parts],
             "layout": layout(
                 x=_amounts(unit),
                 y=axis(autorange="reversed", type="category", ticksuffix=" "),
                 barmode="stack", bargap=0.28, hovermode="closest",
             ),
         },
-        summary=f"{title}: "
-        + "; ".join(
-            f"{name} {text_of(sum(of.values()))}"
-            + (f", most of it {max(of, key=lambda part: of[part])}" if of else "")
-            for name, of in bars.items()
-        )
-        + ".",
+        summary=f"{title}: {'; '.join(words)}.",
         origin=origin, source=source, note=note,
-        legend=tuple(
-            LegendEntry(
-                label=part, color=series_color(places[part]), traces=(number,),
-                value=f"{percent(totals[part] / whole)}, {text_of(totals[part])}",
-                pattern=PATTERNS[places[part] % len(PATTERNS)],
-            )
-            for number, part in enumerate(parts)
-        )
-        if has_legend
-        else (),
+        legend=_parts_legend(totals, parts, places, text_of) if has_legend else (),
         height_px=MARGINS_PX + ROW_PX * max(len(bars), 1),
+    )  # fmt: skip
+
+
+def _stacked(
+    part: str,
+    bars: Mapping[str, Mapping[str, float]],
+    place: int,
+    text_of: Callable[[float], str],
+) -> PlotlyPart:
+    """The pieces of one part in all bars."""
+    amounts = [of.get(part, 0.0) for of in bars.values()]
+    shares = [
+        f"{text_of(amount)}, {percent(amount / (sum(of.values()) or 1.0))} of {plain(name)}"
+        for amount, (name, of) in zip(amounts, bars.items(), strict=True)
+    ]
+    return {
+        "type": "bar", "orientation": "h", "name": plain(part),
+        "y": [plain(name) for name in bars], "x": numbers(amounts), "customdata": shares,
+        "marker": _fill(place),
+        "hovertemplate": f"<b>{plain(part)}</b><br>%{{customdata}}<extra></extra>",
+    }  # fmt: skip
+
+
+def _parts_legend(
+    totals: Mapping[str, float],
+    parts: Sequence[str],
+    places: Mapping[str, int],
+    text_of: Callable[[float], str],
+) -> tuple[LegendEntry, ...]:
+    """Each part with its share of all bars."""
+    whole = sum(totals.values()) or 1.0
+    return tuple(
+        LegendEntry(
+            label=part, color=series_color(places[part]), traces=(number,),
+            value=f"{percent(totals[part] / whole)}, {text_of(totals[part])}",
+            pattern=PATTERNS[places[part] % len(PATTERNS)],
+        )
+        for number, part in enumerate(parts)
     )  # fmt: skip
 
 

@@ -32,36 +32,9 @@ def make_heat_map(found: HeatMap, profile: StepProfile) -> Chart | None:
     note = f"Mean {_amount(mean, found.unit)}, largest {_amount(top, found.unit)}{idle}."
     height = min(max(round(360 * rows / columns), MIN_PX), MAX_PX)
     is_strip = rows * 6 < columns
-    colors: PlotlyPart = {
-        "thickness": 10, "outlinewidth": 0, "len": 0.95, "x": 1.02, "xpad": 2,
-        "tickfont": {"size": 11, "color": "@soft"}, "nticks": 4,
-        "tickformat": ".0%" if found.unit == "share" else ".2s",
-        "ticksuffix": "" if found.unit == "share" else found.unit,
-    }  # fmt: skip
-    hidden: PlotlyPart = {
-        "showgrid": False,
-        "zeroline": False,
-        "showticklabels": False,
-        "ticks": "",
-    }
-    shape: PlotlyPart = {} if is_strip else {"scaleanchor": "x", "constrain": "domain"}
     return Chart(
         title=f"{found.title[:1].upper()}{found.title[1:]}",
-        figure={
-            "data": [
-                {
-                    "type": "heatmap", "colorscale": heat_scale(), "hoverongaps": False,
-                    "colorbar": colors, "xgap": 1 if columns <= 30 else 0,
-                    "ygap": 1 if columns <= 30 else 0,
-                }
-            ],
-            "layout": layout(
-                x=axis(range=[-0.5, columns - 0.5], constrain="domain", **hidden),
-                y=axis(range=[rows - 0.5, -0.5], **hidden, **shape),
-                hovermode="closest", margin={"l": 8, "r": 8, "t": 6, "b": 8},
-                shapes=_borders(found, rows, columns), dragmode=False,
-            ),
-        },
+        figure=_figure(found, rows, columns, is_strip=is_strip),
         summary=f"{found.title}, {rows} rows and {columns} columns. {note}",
         origin=profile.origin, source=PROFILE_SOURCE, note=note,
         height_px=MIN_PX if is_strip else height,
@@ -78,6 +51,35 @@ def make_heat_map(found: HeatMap, profile: StepProfile) -> Chart | None:
             **(_packed(found.slices) if found.slices else {}),
         },
     )  # fmt: skip
+
+
+def _figure(found: HeatMap, rows: int, columns: int, *, is_strip: bool) -> PlotlyPart:
+    """All but the cells; places are square unless they lie in a strip."""
+    colors: PlotlyPart = {
+        "thickness": 10, "outlinewidth": 0, "len": 0.95, "x": 1.02, "xpad": 2,
+        "tickfont": {"size": 11, "color": "@soft"}, "nticks": 4,
+        "tickformat": ".0%" if found.unit == "share" else ".2s",
+        "ticksuffix": "" if found.unit == "share" else found.unit,
+    }  # fmt: skip
+    hidden: PlotlyPart = {
+        "showgrid": False, "zeroline": False, "showticklabels": False, "ticks": "",
+    }  # fmt: skip
+    shape: PlotlyPart = {} if is_strip else {"scaleanchor": "x", "constrain": "domain"}
+    gap = 1 if columns <= 30 else 0
+    return {
+        "data": [
+            {
+                "type": "heatmap", "colorscale": heat_scale(), "hoverongaps": False,
+                "colorbar": colors, "xgap": gap, "ygap": gap,
+            }
+        ],
+        "layout": layout(
+            x=axis(range=[-0.5, columns - 0.5], constrain="domain", **hidden),
+            y=axis(range=[rows - 0.5, -0.5], **hidden, **shape),
+            hovermode="closest", margin={"l": 8, "r": 8, "t": 6, "b": 8},
+            shapes=_borders(found, rows, columns), dragmode=False,
+        ),
+    }  # fmt: skip
 
 
 def levels_of(found: HeatMap) -> tuple[MapLevel, ...]:

@@ -92,7 +92,7 @@
       if (this.isLog) layout.yaxis = { ...layout.yaxis, type: "log", rangemode: "normal", exponentformat: "power", dtick: undefined };
       const zoom = links.get(this.root.dataset.link || this);
       if (zoom) layout.xaxis = { ...layout.xaxis, range: zoom, autorange: false };
-      if (maps && this.spec.maps) maps.fill(this.spec.maps, data, layout);
+      if (maps && this.spec.maps) maps.fill(this.spec.maps, data);
       if (isTouch) layout.dragmode = false;
       layout.width = this.plot.clientWidth;
       layout.height = this.plot.clientHeight;

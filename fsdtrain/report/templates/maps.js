@@ -64,7 +64,7 @@
     map.unit === "share" ? `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %` : `${value.toPrecision(3)} ${map.unit}`;
 
   window.fsdtrainMaps = {
-    fill(map, data, layout) {
+    fill(map, data) {
       const level = map.levels[Math.min(state.level, map.levels.length - 1)];
       const values = blocks(cells(map, state.slice), level);
       const trace = data[0];
@@ -77,7 +77,6 @@
       trace.zmax = topOf(map, level);
       const where = level.rows * level.columns === 1 ? "row %{y}, column %{x}" : `${level.name} around row %{y:.0f}, column %{x:.0f}`;
       trace.hovertemplate = `${where}<br><b>%{z${map.unit === "share" ? ":.1%" : ":.3s"}}${map.unit === "share" ? "" : map.unit}</b><extra></extra>`;
-      layout.meta = state;
     },
     listen(redraw) {
       document.querySelectorAll(".maptools").forEach((tools) => {
