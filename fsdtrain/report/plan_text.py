@@ -33,22 +33,23 @@ def plan_text(record: PlanRecord) -> Group:
 def summary_table(record: PlanRecord) -> Table:
     """One row a machine: the point that meets the target, or else the quickest of its curve."""
     question = record.question
-    table = _table(f"{record.model}: {_asked(question)}\nMODELLED, but for steps that say MEASURED")
+    table = _table(
+        f"{record.model}: {_asked(question)}\nMODELLED; a step that was MEASURED says so"
+    )
     table.add_column("machine", overflow="fold")
-    table.add_column("step of one", justify="right")
-    for heading in ("devices", "time", "efficiency", "power", "energy", "ingest", "cost"):
+    for heading in ("devices", "time", "efficiency", "power", "cost"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("by then it is", overflow="fold")
     for plan in record.machines:
         point = plan.needed or min(plan.curve, key=lambda each: each.time_to_train_s)
         missed = "" if plan.needed is not None or not _is_asked(question) else " (misses)"
         table.add_row(
-            Text(plan.name),
-            Text(f"{in_seconds(plan.step_time_s)} {plan.step_origin}"),
+            Text(f"{plan.name} ({plan.step_origin})"),
             f"{point.num_devices:,}",
             duration(point.time_to_train_s) + missed,
             percent(point.efficiency),
-            *_supplies(point, question),
+            NOTHING if point.power_w is None else amount(point.power_w, "W"),
+            NOTHING if point.cost is None else money(point.cost, question.currency),
             Text(limit_words(point.limit, plan.step_bound)),
         )
     return table
@@ -70,12 +71,9 @@ def machine_parts(plan: MachinePlan, question: Question) -> Iterator[Table | Tex
 
 
 def curve_table(plan: MachinePlan, question: Question) -> Table:
-    """The scaling curve; the needed point is marked."""
+    """The scaling curve; the needed point is marked. What takes more room is on the page."""
     table = _table(f"{plan.device}, {in_seconds(plan.step_time_s)} a step ({plan.step_origin})")
-    for heading in (
-        "devices", "step", "exchange", "input", "stragglers", "failures", "save every", "samples/s",
-        "time", "efficiency", "power",
-    ):  # fmt: skip
+    for heading in ("devices", "step", "samples/s", "time", "efficiency"):
         table.add_column(heading, justify="right", no_wrap=True)
     has_cost = any(point.cost is not None for point in plan.curve)
     if has_cost:
@@ -91,19 +89,12 @@ def curve_table(plan: MachinePlan, question: Question) -> Table:
 
 
 def _curve_cells(point: ScalePoint) -> list[str]:
-    interval_s = point.checkpoint_interval_s
     return [
         f"{point.num_devices:,}",
         in_seconds(point.step_s),
-        in_seconds(point.exposed_s),
-        in_seconds(point.input_s),
-        percent(point.straggler_share),
-        percent(point.failure_share),
-        NOTHING if interval_s is None else duration(interval_s),
         amount(point.samples_per_s, ""),
         duration(point.time_to_train_s),
         percent(point.efficiency),
-        NOTHING if point.power_w is None else amount(point.power_w, "W"),
     ]
 
 
@@ -138,13 +129,3 @@ def _asked(question: Question) -> str:
 
 def _is_asked(question: Question) -> bool:
     return question.target_s is not None or question.budget is not None
-
-
-def _supplies(point: ScalePoint, question: Question) -> tuple[str, str, str, str]:
-    """Power, energy, ingest and cost; what is not known is a dash."""
-    return (
-        NOTHING if point.power_w is None else amount(point.power_w, "W"),
-        NOTHING if point.energy_j is None else amount(point.energy_j / 3600, "Wh"),
-        amount(point.ingest_bytes_per_s, "B/s") if point.ingest_bytes_per_s else NOTHING,
-        NOTHING if point.cost is None else money(point.cost, question.currency),
-    )
