@@ -197,7 +197,7 @@ class _Cutter:
         self.side = side
         self.indexed = indexed
         self.names = names
-        self.of_reference = {mine: name for name, mine in reversed(names.items())}
+        self.of_reference = {mine: name for name, mine in reversed(list(names.items()))}
         self.given = {
             name
             for name, tensor in indexed.graph.tensors.items()

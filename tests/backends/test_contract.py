@@ -26,6 +26,7 @@ from fsdtrain.engine.step import TrainingStep
 from fsdtrain.engine.trainer import build_evaluator, build_trainer
 from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.settings import TrainingSettings
+from fsdtrain.step_graph.graph import run_freely
 from fsdtrain.step_profile import PHASES, StepProfile
 
 NUM_STEPS = 10
@@ -209,6 +210,37 @@ def test_a_step_can_be_profiled(
     # Plain numbers throughout: NumPy's cannot be written.
     packed = msgspec.json.encode(profile)
     assert msgspec.json.decode(packed, type=StepProfile) == profile
+
+
+def test_a_step_as_ops_has_the_loss_and_gradients_of_training(
+    backend: Backend, make_network: Callable[..., HydraBev], make_batch: Callable[..., ClipBatch]
+) -> None:
+    """Bit for bit where ops run in the order in which they are captured: off the GPU."""
+    step = TrainingStep(make_network(ops=backend.op_table()))
+    graph = backend.step_graph(step, make_batch())
+    values = run_freely(graph)
+    on_device: Any = _pytree.tree_map(backend.to_device, make_batch())
+    for tensor in (*step.parameters(), *step.buffers()):
+        tensor.data = backend.to_device(tensor.data)
+    backend.compile_step(step)
+    with backend.autocast():
+        loss = step(on_device).loss
+    loss.backward()
+    assert values[graph.loss].item() == pytest.approx(loss.item(), rel=1e-6)
+    is_equal = loss.device.type == "cpu"
+    gradients = {name: w.grad for name, w in step.named_parameters() if w.grad is not None}
+    assert gradients.keys() == graph.gradients.keys() == set(graph.weights)
+    for name, gradient in gradients.items():
+        found = values[graph.gradients[name]]
+        if is_equal:
+            assert torch.equal(found, gradient), name
+        else:
+            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4, msg=name)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2)
+    before = [weight.detach().clone() for weight in step.parameters()]
+    backend.update(optimizer)
+    moved = zip(step.parameters(), before, strict=True)
+    assert any(not torch.equal(weight, old) for weight, old in moved)
 
 
 def test_says_what_it_is(backend: Backend) -> None:
