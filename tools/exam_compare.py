@@ -76,6 +76,11 @@ def of_result(change: faults.Change) -> Callable[[GraphOp, StepGraph], GraphOp |
     return lambda op, graph: None if op.is_move else faults.changed(op, change)
 
 
+def of_many(change: faults.Change) -> faults.Change:
+    """Leaves what has too few values to tell an offset from a scale, or bits from chance."""
+    return lambda x: change(x) if len(x.unique()) >= 16 else x
+
+
 def of_phase(
     phase: str, make: Callable[[GraphOp, StepGraph], GraphOp | None]
 ) -> Callable[[GraphOp, StepGraph], GraphOp | None]:
@@ -118,12 +123,12 @@ FAULTS = [
     Fault(name="scale 1.01, backward", make=of_phase("backward", of_result(lambda x: 1.01 * x)),
           says=TIMES),
     Fault(name="opposite sign", make=of_result(lambda x: -x), says="has the opposite sign"),
-    Fault(name="offset of 1e-3 RMS", make=of_result(faults.shifted), says="is off by a constant"),
-    Fault(name="1-5-2", make=of_result(faults.in_1_5_2), says=r"resolution of [012] mantissa bits"),
+    Fault(name="offset of 1e-3 RMS", make=of_result(of_many(faults.shifted)), says="is off by a constant"),
+    Fault(name="1-5-2", make=of_result(of_many(faults.in_1_5_2)), says=r"resolution of [012] mantissa bits"),
     Fault(name="dropped gradient", make=dropped_gradient, says="is zero"),
     Fault(name="rows read as columns", make=of_result(lambda x: faults.reordered(x)
           if x.ndim > 1 else x), says="another axis order"),
-    Fault(name="wrong axis", make=wrong_axis, says="another axis order"),
+    Fault(name="wrong axis", make=wrong_axis, says="another axis"),
     Fault(name="stale weight", make=stale_weight, says="of the step before"),
 ]  # fmt: skip
 

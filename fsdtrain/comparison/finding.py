@@ -18,7 +18,14 @@ from torch import Tensor
 
 from fsdtrain.comparison.bands import Fault
 from fsdtrain.comparison.errors import Sums, as_floats, sum_up
-from fsdtrain.comparison.number_formats import Floats, Grid, NumberFormat, grid_of, spacing
+from fsdtrain.comparison.number_formats import (
+    Floats,
+    Grid,
+    NumberFormat,
+    grid_of,
+    spacing,
+    store_as,
+)
 from fsdtrain.comparison.number_formats import used_mantissa_bits as used_bits
 
 Exactly = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
@@ -26,7 +33,7 @@ Exactly = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 # What is left of the error must be this much smaller for a cause to count as found.
 _EXPLAINED: Final = 0.9
 _BETTER: Final = 10.0  # of the power of the error
-MAX_SORTED: Final = 1 << 20  # elements whose order is looked at
+MAX_SORTED: Final = 1 << 22  # elements whose order is looked at
 _MIN_ELEMENTS: Final = 4  # fewer say nothing about resolution or order
 _NAMES_BY_BITS: Final = {2: "1-5-2?", 3: "1-4-3?", 7: "bf16?", 10: "a 16-bit float?"}
 # Ops whose result depends on the axis that they run along.
@@ -165,7 +172,7 @@ def _multiple(sums: Sums) -> str:
 
 
 def _times(scale: float) -> str:
-    if abs(scale + 1) < 1e-3:
+    if abs(scale + 1) < 5e-3:
         return "has the opposite sign"
     # 1.010, and not 1.0100 where sums of float32 make 1.0099999 of it.
     exponent = math.floor(math.log10(abs(scale - 1)) + 1e-3) if scale != 1 else -2
@@ -278,7 +285,10 @@ def _explains(candidate: Tensor, x: Tensor, format: NumberFormat, sums: Sums) ->
     """Whether x is the candidate, as stored in the format, and not the reference."""
     if candidate.shape != x.shape or not _is_stored(candidate, x, format):
         return False
-    return sum_up(as_floats(candidate), as_floats(x)).dd * _BETTER < sums.dd
+    # Rounding may be larger than what tells the candidate from the reference.
+    both = (candidate, store_as(candidate, format.name))
+    left = min(sum_up(as_floats(each), as_floats(x)).dd for each in both)
+    return left * _BETTER < sums.dd
 
 
 def _is_stored(candidate: Tensor, x: Tensor, format: NumberFormat) -> bool:

@@ -29,8 +29,8 @@ from fsdtrain.errors import UserError
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_graph.units import AlignedSteps, align_steps
 
-# Rows of the record: some 900 bytes each, so that it stays below 6 MB.
-MAX_ROWS: Final = 6000
+# Rows of the record: some 900 bytes each, so that it stays below 5 MB.
+MAX_ROWS: Final = 5000
 _BROKEN: Final = Errors(is_bitwise_equal=False, share_within=0.0)
 
 
