@@ -1,9 +1,9 @@
 """Measures all-reduces of gloo on this machine and how well the network model predicts them.
 
-    python tools/bench_all_reduce.py [--seconds 200] [--folder tools/results]
+    python tools/bench_all_reduce.py [--seconds 230] [--folder tools/results]
 
-Takes about four minutes and wants a quiet machine. Writes all-reduce-gloo.json and .md: predicted
-against measured, with the sizes and world sizes that were held out of the fit.
+Takes less than five minutes and wants a quiet machine. Writes all-reduce-gloo.json and .md:
+predicted against measured, with the sizes and world sizes that were held out of the fit.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from fsdtrain.planning.calibration_record import read_calibration, to_level, typ
 from fsdtrain.planning.calibration_run import run_processes
 from fsdtrain.planning.calibration_words import in_markdown, verdict
 from fsdtrain.planning.calibration_worker import CoreUse, RankResult, Sample, Work
+from fsdtrain.planning.fleet_file import parse_fleet, read_fleet
 from fsdtrain.planning.network import Level, ring_s
 
 RING = SharedRing(
@@ -200,6 +201,12 @@ def test_level_tells_how_far_it_is_from_the_model(judged) -> None:
     network = Level(name="", num_devices=None, alpha_s=level.alpha_s, bytes_per_s=level.bytes_per_s)
     for size in (MB / 16, 8 * MB, 32 * MB):
         assert ring_s(network, 2, size) == pytest.approx(judged.ring.seconds(2, size), rel=0.3)
+
+
+def test_level_can_stand_in_a_fleets_file(judged) -> None:
+    level = to_level(judged, 4)
+    fleet = msgspec.structs.replace(read_fleet("h100"), levels=(level,))
+    assert parse_fleet(msgspec.yaml.encode(fleet), where="here").levels == (level,)
 
 
 @pytest.mark.parametrize(
