@@ -17,7 +17,7 @@ from fsdtrain.comparison.record import (
 from fsdtrain.report.amounts import percent
 from fsdtrain.report.charts.chart import Chart
 from fsdtrain.report.compare_snr import SnrSeries, make_snr_chart
-from fsdtrain.report.compare_words import decibels, tensor_title
+from fsdtrain.report.compare_words import as_sentence, decibels, ranked_rows, tensor_title
 from fsdtrain.report.layer_tree import LayerTree, make_layer_tree
 from fsdtrain.report.table import Cell, Column, Table, make_table
 
@@ -46,6 +46,8 @@ class NumericsView:
     """The numerics of a comparison, ready to be set."""
 
     numerics: NumericsComparison
+    sentence: str
+    notes: tuple[str, ...]
     first_divergence: str
     worst: Table
     parameters: Table | None
@@ -63,12 +65,14 @@ def make_numerics_view(record: CompareRecord) -> NumericsView | None:
         return None
     origins = f"{record.a_manifest.origin} against {record.b_manifest.origin}"
     rows = numerics.tensors
-    ranked = [rows[at] for at in numerics.worst] or list(rows)
+    ranked = ranked_rows(numerics)
     first = numerics.first_divergence
     is_detailed = len(rows) <= MAX_DETAILED
     parameters = [row for row in ranked if row.kind in PARAMETER_KINDS]
     return NumericsView(
         numerics=numerics,
+        sentence=as_sentence(numerics.sentence),
+        notes=tuple(map(as_sentence, numerics.notes)),
         first_divergence="" if first is None else _where(rows[first]),
         worst=_tensor_table("The worst tensors", ranked[:NUM_WORST], has_details=True),
         parameters=_parameter_table(parameters) if parameters else None,

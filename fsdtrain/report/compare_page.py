@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fsdtrain.comparison.record import (
     CompareRecord,
+    ConfigDifference,
     Outcome,
     SwappedSet,
     TunedRecipe,
@@ -18,10 +19,12 @@ from fsdtrain.report.amounts import in_seconds, percent
 from fsdtrain.report.compare_costs import CostView, make_cost_view
 from fsdtrain.report.compare_numerics import NumericsView, make_numerics_view
 from fsdtrain.report.compare_training import TrainingView, make_training_view
+from fsdtrain.report.compare_words import as_sentence, telling_differences
 from fsdtrain.report.run_page import Fact, manifest_facts
 from fsdtrain.report.table import Cell, Column, Table, make_table
 
 TONES: dict[Outcome, str] = {"same": "good", "different": "bad", "open": "open"}
+MAX_DIFFERENCES = 12  # above the fold
 HEADINGS = {0: "The same", 1: "Different"}
 
 
@@ -52,6 +55,8 @@ class ComparePage:
     tone: str
     heading: str
     checks: tuple[CheckView, ...]
+    differences: tuple[ConfigDifference, ...]
+    more_differences: tuple[ConfigDifference, ...]
     numerics: NumericsView | None
     bisected: SwappedSet | None
     ranking: Table | None
@@ -77,6 +82,7 @@ def make_compare_page(record: CompareRecord) -> ComparePage:
     is_open = all(check.outcome == "open" for check in record.verdict.checks)
     numerics, training = make_numerics_view(record), make_training_view(record)
     costs = make_cost_view(record)
+    differences = telling_differences(record)
     has_attribution = record.bisected is not None or record.tuned is not None
     sections = (
         ("verdict", "Verdict", True),
@@ -93,9 +99,11 @@ def make_compare_page(record: CompareRecord) -> ComparePage:
         tone="open" if is_open else TONES["same" if record.verdict.exit_code == 0 else "different"],
         heading="No verdict" if is_open else HEADINGS[record.verdict.exit_code],
         checks=tuple(
-            CheckView(name=one.name, tone=TONES[one.outcome], text=one.sentence)
+            CheckView(name=one.name, tone=TONES[one.outcome], text=as_sentence(one.sentence))
             for one in record.verdict.checks
         ),
+        differences=tuple(differences[:MAX_DIFFERENCES]),
+        more_differences=tuple(differences[MAX_DIFFERENCES:]),
         numerics=numerics,
         bisected=record.bisected,
         ranking=_ranking_table(record.bisected),

@@ -10,12 +10,13 @@ from rich.text import Text
 from fsdtrain.comparison.record import CompareRecord, NumericsComparison, Outcome
 from fsdtrain.report.compare_words import (
     OUTCOME_WORDS,
+    as_sentence,
     decibels,
+    ranked_rows,
     ratio_notes,
     ratio_text,
     tensor_title,
     with_origin,
-    worst_rows,
 )
 
 NUM_TENSORS = 5
@@ -42,13 +43,15 @@ def compare_summary(record: CompareRecord) -> Group:
         for row in record.performance.totals:
             table.add_row(*map(Text, (row.name, *with_origin(row), ratio_text(row))))
         parts.append(table)
-        parts += [Text(note, style="dim") for note in ratio_notes(record.performance.totals)]
+        parts += [
+            Text(as_sentence(note), style="dim") for note in ratio_notes(record.performance.totals)
+        ]
     return Group(*parts)
 
 
 def _worst_table(numerics: NumericsComparison) -> Table:
     table = Table("worst tensors", "mode", "a", "b", "band", "", box=None, padding=(0, 2, 0, 0))
-    for row in worst_rows(numerics, NUM_TENSORS):
+    for row in ranked_rows(numerics)[:NUM_TENSORS]:
         band = "" if row.band_snr_db is None else f"{row.band_snr_db:.0f} dB"
         mode = row.mode.replace("_", "-")
         cells = (tensor_title(row), mode, decibels(row.a), decibels(row.b), band, row.finding)

@@ -21,16 +21,19 @@ from fsdtrain.errors import UserError
 from fsdtrain.report.amounts import in_seconds, percent
 from fsdtrain.report.compare_words import (
     OUTCOME_WORDS,
+    as_sentence,
     decibels,
+    ranked_rows,
     ratio_notes,
     ratio_text,
+    telling_differences,
     tensor_title,
     with_origin,
-    worst_rows,
 )
 
 NUM_MARKDOWN_TENSORS = 15
 NUM_MARKDOWN_COSTS = 10
+NUM_MARKDOWN_DIFFERENCES = 12
 # What Markdown, its HTML or a table's columns would take for more than text.
 MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]<>|#~!])")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -50,7 +53,7 @@ def compare_markdown(record: CompareRecord) -> str:
         _table(
             ("check", "outcome", "found"),
             [
-                (check.name, OUTCOME_WORDS[check.outcome], check.sentence)
+                (check.name, OUTCOME_WORDS[check.outcome], as_sentence(check.sentence))
                 for check in record.verdict.checks
             ],
         ),
@@ -64,13 +67,16 @@ def compare_markdown(record: CompareRecord) -> str:
 
 
 def _config_section(record: CompareRecord) -> list[str]:
-    if not record.config_differences:
+    differences = telling_differences(record)
+    if not differences:
         return []
     rows = [
         (one.field, one.a, one.b, "" if one.is_allowed else "not allowed")
-        for one in record.config_differences
+        for one in differences[:NUM_MARKDOWN_DIFFERENCES]
     ]
-    return ["### Configuration difference", _table(("knob", "a", "b", ""), rows)]
+    left = len(differences) - len(rows)
+    more = [f"And {left} more, in compare.html."] if left else []
+    return ["### Configuration difference", _table(("knob", "a", "b", ""), rows), *more]
 
 
 def _numerics_section(record: CompareRecord) -> list[str]:
@@ -78,7 +84,7 @@ def _numerics_section(record: CompareRecord) -> list[str]:
     if numerics is None:
         return ["### Numerics", "Not compared."]
     first = numerics.first_divergence
-    lines = [_plain(numerics.sentence)]
+    lines = [_plain(as_sentence(numerics.sentence))]
     if first is not None:
         row = numerics.tensors[first]
         finding = f": {row.finding}" if row.finding else ""
@@ -91,7 +97,7 @@ def _numerics_section(record: CompareRecord) -> list[str]:
             "" if row.band_snr_db is None else f"{row.band_snr_db:.0f} dB",
             row.finding or ("outside: " + ", ".join(row.outside) if row.outside else ""),
         )
-        for row in worst_rows(numerics, NUM_MARKDOWN_TENSORS)
+        for row in ranked_rows(numerics)[:NUM_MARKDOWN_TENSORS]
     ]  # fmt: skip
     headings = ("tensor", "mode", "b's format", "a", "b", "b against a", "band", "finding")
     # The origin of b's values: those of emulated formats.
@@ -157,11 +163,12 @@ def _performance_section(record: CompareRecord) -> list[str]:
     totals = [(row.name, *with_origin(row), ratio_text(row)) for row in performance.totals]
     ops = performance.ops[:NUM_MARKDOWN_COSTS]
     rows = [(f"{row.name} {row.detail}", *with_origin(row), ratio_text(row)) for row in ops]
-    found = ["### Performance", _plain(performance.sentence), _table(headings, totals)]
+    found = ["### Performance", _plain(as_sentence(performance.sentence)), _table(headings, totals)]
     if rows:
         caption = f"The {len(rows)} largest differences of {len(performance.ops):,} ops:"
         found += [caption, _table(("op", "a", "b", "b over a"), rows)]
-    found += map(_plain, ratio_notes((*performance.totals, *ops)))
+    notes = ratio_notes((*performance.totals, *ops))
+    found += [_plain(as_sentence(note)) for note in notes]
     return found
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 
 from fsdtrain.comparison.record import (
+    CompareRecord,
+    ConfigDifference,
     CostRow,
     Errors,
     NumericsComparison,
@@ -20,6 +22,7 @@ OUTCOME_WORDS: dict[Outcome, str] = {
     "different": "DIFFERENT",
     "open": "no verdict",
 }
+UNSET = {"(absent)", "null"}
 CLAUSE_END = re.compile(r"[;,:(]")
 
 
@@ -76,9 +79,26 @@ def ratio_notes(rows: Iterable[CostRow]) -> list[str]:
     return [note for note in dict.fromkeys(row.ratio_note for row in rows) if note]
 
 
-def worst_rows(numerics: NumericsComparison, num_rows: int) -> list[TensorComparison]:
-    """The worst tensors of both modes, the worst first."""
-    return [numerics.tensors[at] for at in numerics.worst[:num_rows]]
+def ranked_rows(numerics: NumericsComparison) -> list[TensorComparison]:
+    """All tensors of both modes, the worst first; what is bitwise equal on both sides comes last.
+
+    A tensor of zeros on all sides has no SNR, and is not bad for that.
+    """
+    rows = [numerics.tensors[at] for at in numerics.worst] or list(numerics.tensors)
+    return sorted(rows, key=lambda row: _is_exact(row) and not row.outside)
+
+
+def _is_exact(row: TensorComparison) -> bool:
+    return row.a.is_bitwise_equal and row.b.is_bitwise_equal
+
+
+def telling_differences(record: CompareRecord) -> list[ConfigDifference]:
+    """What differs in the configurations, what is not allowed first.
+
+    A knob that one side lacks and the other leaves open tells nothing.
+    """
+    found = [each for each in record.config_differences if {each.a, each.b} != UNSET]
+    return sorted(found, key=lambda each: each.is_allowed)
 
 
 def as_sentence(text: str) -> str:

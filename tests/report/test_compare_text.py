@@ -10,11 +10,18 @@ import pytest
 from rich.console import Console
 from sample_compare import make_compare_record, make_numerics, make_training
 
-from fsdtrain.comparison.record import CompareRecord, CostRow, Errors
+from fsdtrain.comparison.record import CompareRecord, ConfigDifference, CostRow, Errors
 from fsdtrain.errors import UserError
 from fsdtrain.report.compare_summary import compare_summary
 from fsdtrain.report.compare_text import compare_csv, compare_markdown, write_compare_texts
-from fsdtrain.report.compare_words import amount, decibels, ratio_text, tensor_title
+from fsdtrain.report.compare_words import (
+    amount,
+    decibels,
+    ranked_rows,
+    ratio_text,
+    telling_differences,
+    tensor_title,
+)
 
 FAULT = "b is 1.010 times the reference"
 
@@ -167,3 +174,31 @@ def test_files_are_written_and_failures_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*compare\.md"):
         write_compare_texts(record, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["compare.md"]
+
+
+def test_what_is_bitwise_equal_is_not_among_the_worst() -> None:
+    numerics = make_numerics(30, FAULT)
+    exact = Errors(is_bitwise_equal=True)
+    first, *rest = numerics.tensors
+    zeros = msgspec.structs.replace(first, a=exact, b=exact, between=exact)
+    order = (0, *(at for at in numerics.worst if at != 0))
+    changed = msgspec.structs.replace(numerics, tensors=(zeros, *rest), worst=order)
+    ranked = ranked_rows(changed)
+    assert ranked[0].finding == FAULT
+    assert ranked[-1] == zeros
+    assert len(ranked) == len(numerics.tensors)
+
+
+def test_knobs_that_say_nothing_are_left_out_and_the_forbidden_come_first() -> None:
+    def difference(field: str, a: str, b: str, *, is_allowed: bool = True) -> ConfigDifference:
+        return ConfigDifference(field=field, a=a, b=b, is_allowed=is_allowed)
+
+    record = make_compare_record(
+        config_differences=(
+            difference("backend.machine.hbm_gb", "(absent)", "null"),
+            difference("backend.name", "cpu", "dojo"),
+            difference("seed", "1", "null", is_allowed=False),
+        )
+    )
+    assert [one.field for one in telling_differences(record)] == ["seed", "backend.name"]
+    assert "hbm" not in compare_markdown(record).split("### Numerics")[0]
