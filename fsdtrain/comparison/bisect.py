@@ -230,13 +230,14 @@ class _Search:
         total: int,
     ) -> SwappedSet:
         share = self._share(_numbers(largest))
+        left = self._share(frozenset(self.runs.numbers) - _numbers(largest))
         what = "ops" if unit == "op" else "parts of the model"
         even = math.sqrt(len(largest) / total)
         sentence = (
             f"no small set explains the difference {self._of_what()}: the {len(largest)} largest "
-            f"of {total} {what} give {_percent(share)} of it, where an even spread would let them "
-            f"give {_percent(even)}; the largest is {largest[0].label} with "
-            f"{_percent(self._share(largest[0].numbers))}"
+            f"of {total} {what} give {_percent(share)} of it as b does them (as many of an even "
+            f"spread: {_percent(even)}), and {_percent(left)} is there without them; the largest "
+            f"is {largest[0].label} with {_percent(self._share(largest[0].numbers))}"
         )
         ranking = [
             RankedUnit(name=group.label, share=_finite(self._share(group.numbers)))
@@ -264,7 +265,7 @@ class _Search:
     ) -> SwappedSet:
         return SwappedSet(
             unit=unit,
-            names=tuple(group.name or group.label for group in groups),
+            names=tuple(group.name if unit == "op" else group.label for group in groups),
             explained_share=_finite(share),
             num_runs=self.runs.num_runs,
             sentence=sentence,

@@ -186,6 +186,7 @@ def test_where_it_is_spread_the_largest_are_ranked() -> None:
     # 12 equal and independent errors of 60 are as long as the root of a fifth of all.
     assert found.explained_share == pytest.approx(0.2**0.5, rel=1e-3)
     assert "12 largest of 61 ops give 44.7 % of it" in found.sentence
+    assert "and 89.4 % is there without them" in found.sentence
     assert found.ranking[0].share == pytest.approx(60**-0.5, rel=1e-3)
 
 
@@ -204,6 +205,14 @@ def test_no_more_runs_than_allowed() -> None:
     assert found.num_runs <= 14
     again = bisect(units, given_tensors(), loss="u39", max_runs=14)
     assert again == found
+
+
+@pytest.mark.parametrize("max_runs", [10, 11, 30, 61])
+def test_no_more_runs_than_allowed_where_it_is_spread(max_runs: int) -> None:
+    found = bisect(spread(60), {"x": torch.ones(60)}, loss="u59", max_runs=max_runs)
+    assert found.num_runs <= max_runs
+    assert found.is_spread
+    assert found.names
 
 
 @pytest.mark.parametrize(("argument", "value"), [("min_share", 0.0), ("max_runs", 3)])
