@@ -13,30 +13,20 @@ import argparse
 import random
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import seed_everything
-from omegaconf import OmegaConf
+from exam_compare_steps import PAIRS, hydra_bev, side_graph
 from torch import Tensor
 
-from fsdtrain.backend import load_backend
-from fsdtrain.build import build_datamodule, build_network, find_data
 from fsdtrain.comparison.lockstep import SIDES, UnitEvidence
 from fsdtrain.comparison.numerics import compare_numerics
 from fsdtrain.comparison.record import Side
 from fsdtrain.comparison.rows import Row, UnitRows
 from fsdtrain.comparison.teacher import run_side
-from fsdtrain.data.assignment import Share
-from fsdtrain.engine.step import TrainingStep
-from fsdtrain.hydra_app import compose_config
-from fsdtrain.ops.table import OpTable
-from fsdtrain.settings import read_settings
 from fsdtrain.step_graph.capture import capture_step
 from fsdtrain.step_graph.graph import GraphOp, StepGraph
 from fsdtrain.step_graph.units import Unit, align_steps
@@ -44,14 +34,6 @@ from fsdtrain.step_graph.units import Unit, align_steps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.comparison import faults
 
-# What a side may be: backend, options, recipe.
-PAIRS: dict[str, tuple[str, dict[str, Any], str | None]] = {
-    "cpu": ("cpu", {}, None),
-    "cpu_bf16": ("cpu", {"precision": "bf16-mixed"}, None),
-    "dojo": ("dojo", {}, "bf16"),
-    "dojo_cfp8": ("dojo", {}, "cfp8"),
-    "dojo_cfp8_stochastic": ("dojo", {}, "cfp8_stochastic"),
-}
 SCALES = [1 + 10.0**-exponent for exponent in range(1, 8)]
 ALONG_AN_AXIS = ("aten._softmax", "aten.sum", "aten.mean", "aten.cumsum", "aten.amax")
 
@@ -123,8 +105,10 @@ FAULTS = [
     Fault(name="scale 1.01, backward", make=of_phase("backward", of_result(lambda x: 1.01 * x)),
           says=TIMES),
     Fault(name="opposite sign", make=of_result(lambda x: -x), says="has the opposite sign"),
-    Fault(name="offset of 1e-3 RMS", make=of_result(of_many(faults.shifted)), says="is off by a constant"),
-    Fault(name="1-5-2", make=of_result(of_many(faults.in_1_5_2)), says=r"resolution of [012] mantissa bits"),
+    Fault(name="offset of 1e-3 RMS", make=of_result(of_many(faults.shifted)),
+          says="is off by a constant"),
+    Fault(name="1-5-2", make=of_result(of_many(faults.in_1_5_2)),
+          says=r"resolution of [012] mantissa bits"),
     Fault(name="dropped gradient", make=dropped_gradient, says="is zero"),
     Fault(name="rows read as columns", make=of_result(lambda x: faults.reordered(x)
           if x.ndim > 1 else x), says="another axis order"),
@@ -198,27 +182,6 @@ def main() -> None:
         is_clean &= found.outcome == "same"
         examine(make_bench(reference, graphs), arguments.ops, random.Random(arguments.seed))
     sys.exit(not is_clean)
-
-
-def hydra_bev(seed: int) -> tuple[TrainingStep, Any]:
-    """hydra-bev tiny and the first batch of the synthetic fleet."""
-    folder = tempfile.mkdtemp()
-    settings = read_settings(compose_config("fit", [f"run_dir={folder}", "data.num_workers=0"]))
-    seed_everything(seed, verbose=False)
-    network = build_network(settings.model, OpTable())
-    datamodule = build_datamodule(settings, network, *find_data(settings.data))
-    loader = datamodule.loader("train", Share(batch_size=settings.data.batch_size))
-    return TrainingStep(network), next(iter(loader))
-
-
-def side_graph(pair: str, step: TrainingStep, batch: Any) -> StepGraph:
-    """The step as a side computes it."""
-    name, options, recipe = PAIRS[pair]
-    if recipe is not None:
-        overrides = ["run_dir=.", "backend=dojo", f"backend/recipe={recipe}"]
-        composed = compose_config("fit", overrides).backend.recipe
-        options = {**options, "recipe": OmegaConf.to_container(composed, resolve=True)}
-    return load_backend(name, options).step_graph(step, batch)
 
 
 def make_bench(reference: StepGraph, graphs: dict[Side, StepGraph]) -> Bench:

@@ -7,15 +7,13 @@ It looks for the simplest change of the reference that explains the tensor; it d
 the tensor is outside of its band, nor whose it is.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from torch import Tensor
 
+from fsdtrain.comparison.alternatives import Context, along_other_axes, with_earlier_inputs
 from fsdtrain.comparison.bands import Fault
 from fsdtrain.comparison.errors import Sums, as_floats, sum_up
 from fsdtrain.comparison.number_formats import (
@@ -28,40 +26,12 @@ from fsdtrain.comparison.number_formats import (
 )
 from fsdtrain.comparison.number_formats import used_mantissa_bits as used_bits
 
-Exactly = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
-
 # What is left of the error must be this much smaller for a cause to count as found.
 _EXPLAINED: Final = 0.9
 _BETTER: Final = 10.0  # of the power of the error
 MAX_SORTED: Final = 1 << 22  # elements whose order is looked at
 _MIN_ELEMENTS: Final = 4  # fewer say nothing about resolution or order
 _NAMES_BY_BITS: Final = {2: "1-5-2?", 3: "1-4-3?", 7: "bf16?", 10: "a 16-bit float?"}
-# Ops whose result depends on the axis that they run along.
-_ALONG_AN_AXIS: Final = (
-    "softmax", "sum", "mean", "amax", "amin", "max", "min", "cumsum", "norm", "var", "std", "cat",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What else is known where a tensor comes from.
-
-    Args:
-        op: "aten._softmax"; "" for what no op gives.
-        exactly: the op in double precision; None: not known.
-        inputs: that it was given.
-        output: which of its results the tensor is.
-        earlier: by name of an input of the op, its number among the inputs and its value in the
-            step before.
-        previous: the tensor's own value in the step before.
-    """
-
-    op: str = ""
-    exactly: Exactly | None = None
-    inputs: tuple[Tensor, ...] = ()
-    output: int = 0
-    earlier: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
-    previous: Tensor | None = None
 
 
 def find_cause(
@@ -124,13 +94,8 @@ def _earlier(x: Tensor, format: NumberFormat, sums: Sums, context: Context | Non
         return ""
     if context.previous is not None and _explains(context.previous, x, format, sums):
         return "equals the value of the step before"
-    if context.exactly is None:
-        return ""
-    for name, (number, value) in context.earlier.items():
-        inputs = list(context.inputs)
-        inputs[number] = value
-        result = context.exactly(inputs)[context.output]
-        if result is not None and _explains(result, x, format, sums):
+    for name, result in with_earlier_inputs(context):
+        if _explains(result, x, format, sums):
             return f"reads the value of {name} of the step before (stale weight)"
     return ""
 
@@ -203,9 +168,9 @@ def _reordered(reference: Tensor, x: Tensor, format: NumberFormat, sums: Sums) -
 
 
 def _other_axis(x: Tensor, format: NumberFormat, sums: Sums, context: Context | None) -> str:
-    if context is None or not any(word in context.op for word in _ALONG_AN_AXIS):
+    if context is None:
         return ""
-    for result in _along_other_axes(context):
+    for result in along_other_axes(context):
         if result.numel() == x.numel() and _explains(result.reshape(x.shape), x, format, sums):
             return "holds the values of another axis order (the op ran along another axis)"
     return ""
@@ -213,30 +178,13 @@ def _other_axis(x: Tensor, format: NumberFormat, sums: Sums, context: Context | 
 
 def _why_of_this_shape(x: Tensor, format: NumberFormat, context: Context | None) -> str:
     """Of a result of another shape."""
-    if context is None or not any(word in context.op for word in _ALONG_AN_AXIS):
+    if context is None:
         return ""
     is_found = any(
         result.shape == x.shape and _is_stored(result, x, format)
-        for result in _along_other_axes(context)
+        for result in along_other_axes(context)
     )
     return ": the op ran along another axis" if is_found else ""
-
-
-def _along_other_axes(context: Context) -> Iterator[Tensor]:
-    """The op of its input with two axes swapped, swapped back or not."""
-    if context.exactly is None or not context.inputs:
-        return
-    first, *others = context.inputs
-    for i, j in itertools.combinations(range(first.ndim), 2):
-        swapped = [each.transpose(i, j) if each.shape == first.shape else each for each in others]
-        try:
-            result = context.exactly([first.transpose(i, j), *swapped])[context.output]
-        except (RuntimeError, IndexError):
-            continue  # the op cannot take such shapes
-        if result is not None:
-            yield result
-            if result.ndim == first.ndim:
-                yield result.transpose(i, j)
 
 
 def _clamped(references: Floats, numbers: Floats) -> str:

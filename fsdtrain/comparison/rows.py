@@ -12,13 +12,14 @@ from typing import Final
 import msgspec
 from torch import Tensor
 
+from fsdtrain.comparison.alternatives import Context
 from fsdtrain.comparison.bands import DRIFT_MARGIN_DB, FLOAT32_MARGIN_DB, default_snr_db
 from fsdtrain.comparison.errors import (
     compare_tensors,
     measure_storage,
     shortened,
 )
-from fsdtrain.comparison.finding import Context, find_cause
+from fsdtrain.comparison.finding import find_cause
 from fsdtrain.comparison.judgement import Judgement, band_snr_db, format_of, judge
 from fsdtrain.comparison.lockstep import SIDES, UnitEvidence
 from fsdtrain.comparison.number_formats import find_format, grid_of

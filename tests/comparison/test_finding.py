@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsdtrain.comparison.finding import Context, find_cause
+from fsdtrain.comparison.alternatives import Context
+from fsdtrain.comparison.finding import find_cause
 from fsdtrain.comparison.number_formats import FLOAT32, find_format
 from tests.comparison import faults
 
