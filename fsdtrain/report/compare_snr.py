@@ -52,13 +52,14 @@ def make_snr_chart(
     num_bitwise = 0
     said = []
     for one in series:
-        rows = _rows_of(tensors, one.mode)
-        errors = [_errors_of(row, one.side) for row in rows]
-        num_bitwise += sum(each.is_bitwise_equal for each in errors)
-        if all(each.snr_db is None for each in errors):
+        all_rows = _rows_of(tensors, one.mode)
+        num_bitwise += sum(_errors_of(row, one.side).is_bitwise_equal for row in all_rows)
+        rows = [row for row in all_rows if _errors_of(row, one.side).snr_db is not None]
+        if not rows:
             continue
+        values = [_errors_of(row, one.side).snr_db or 0.0 for row in rows]
         mode = one.mode.replace("_", "-")
-        lowest = min(each.snr_db for each in errors if each.snr_db is not None)
+        lowest = min(values)
         said.append(f"{one.side} {mode}: at least {lowest:.1f} dB")
         label = f"{one.side}: {names[one.side]}, {mode}"
         legend.append(
@@ -67,7 +68,7 @@ def make_snr_chart(
                 value=f"min {lowest:.1f} dB",
             )
         )  # fmt: skip
-        data.append(_line(rows, errors, one, label))
+        data.append(_line(rows, values, one, label))
     bands = _bands(tensors)
     if bands is not None:
         legend.append(LegendEntry(label="band", color="@neutral", traces=(len(data),), dash="dash"))
@@ -79,7 +80,7 @@ def make_snr_chart(
         )
         data.append(outside)
     left_out = (
-        f"{num_bitwise:,} tensors that are bitwise equal to the reference have no SNR."
+        f"Without the {num_bitwise:,} tensors that are bitwise equal to the reference."
         if num_bitwise
         else ""
     )
@@ -107,13 +108,12 @@ def _errors_of(row: TensorComparison, side: str) -> Errors:
 
 
 def _line(
-    rows: Sequence[TensorComparison], errors: Sequence[Errors], one: SnrSeries, label: str
+    rows: Sequence[TensorComparison], values: Sequence[float], one: SnrSeries, label: str
 ) -> PlotlyPart:
-    values = np.array([np.nan if each.snr_db is None else each.snr_db for each in errors])
-    kept = thin_indices(values, MAX_POINTS)
+    kept = thin_indices(np.array(values), MAX_POINTS)
     return {
-        "type": "scatter", "mode": "lines", "name": plain(label), "connectgaps": False,
-        "x": [rows[at].order for at in kept], "y": numbers(values[kept].tolist()),
+        "type": "scatter", "mode": "lines", "name": plain(label),
+        "x": [rows[at].order for at in kept], "y": numbers([values[at] for at in kept]),
         "line": {"color": COLORS[one.side], "dash": DASHES[one.mode], "width": 1.8},
         "customdata": [plain(tensor_title(rows[at])) for at in kept],
         "hovertemplate": f"<b>%{{customdata}}</b><br>%{{y:.1f}} dB, {plain(label)}<extra></extra>",
@@ -135,7 +135,7 @@ def _bands(tensors: Sequence[TensorComparison]) -> PlotlyPart | None:
     return {
         "type": "scatter", "mode": "lines", "name": "band", "x": [row.order for row in kept],
         "y": [row.band_snr_db for row in kept], "hoverinfo": "skip",
-        "line": {"color": "@neutral", "dash": "dash", "width": 1.4, "shape": "hv"},
+        "line": {"color": "@neutral", "dash": "dash", "width": 1, "shape": "hv"}, "opacity": 0.7,
     }  # fmt: skip
 
 
