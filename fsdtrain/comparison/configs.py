@@ -4,18 +4,19 @@ Plain YAML, read by the safe loader. It does not know what a knob means, except 
 not of the training: where a run writes, its seed, and how much is drawn.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fsdtrain.comparison.record import ConfigDifference
+from fsdtrain.comparison.record import ConfigDifference, Side
 from fsdtrain.errors import UserError
 
 # Seeds are compared by the manifests; a backend's own seed is the run's.
 NOT_OF_THE_TRAINING = frozenset(("run_dir", "resume", "seed", "backend.seed", "num_report_clips"))
 ABSENT = "(absent)"
+MAX_JOINED = 6  # values of a group in one row
 # More is no configuration of ours, but references in YAML that multiply, or name themselves.
 MAX_FIELDS = 10_000
 MAX_DEPTH = 30
@@ -25,6 +26,8 @@ def config_differences(
     a_yaml: str, b_yaml: str, *, allow: Collection[str] = ()
 ) -> tuple[ConfigDifference, ...]:
     """Every field that is not the same on both sides, each of them allowed.
+
+    Of a group that only one side has, such as backend.machine, one row tells.
 
     Args:
         a_yaml: the composed configuration of side a.
@@ -62,7 +65,33 @@ def config_differences(
             f"the configurations of a and b differ in more than the backend ({listed}{more}): make "
             f"them the same, or allow it by name with allow=[{names}]"
         )
-    return found
+    return tuple(_join_absent(found))
+
+
+def _join_absent(found: Sequence[ConfigDifference]) -> Iterator[ConfigDifference]:
+    """One row for all of a group, such as backend.machine, that one side does not have at all."""
+    groups: dict[tuple[str, Side | None], list[ConfigDifference]] = {}
+    for each in found:
+        absent: Side | None = "a" if each.a == ABSENT else "b" if each.b == ABSENT else None
+        group, depth = ".".join(each.field.split(".")[:2]), each.field.count(".")
+        is_inner = absent is not None and depth >= 2
+        groups.setdefault((group, absent) if is_inner else (each.field, None), []).append(each)
+    for (group, absent), rows in groups.items():
+        if absent is None or len(rows) == 1:
+            yield from rows
+            continue
+        there = [
+            f"{row.field.removeprefix(f'{group}.')}={row.b if absent == 'a' else row.a}"
+            for row in rows
+        ]
+        more = f", and {len(there) - MAX_JOINED} more" if len(there) > MAX_JOINED else ""
+        text = ", ".join(there[:MAX_JOINED]) + more
+        yield ConfigDifference(
+            field=group,
+            a=ABSENT if absent == "a" else text,
+            b=ABSENT if absent == "b" else text,
+            is_allowed=all(row.is_allowed for row in rows),
+        )
 
 
 def read_fields(text: str, where: Path | str) -> dict[str, Any]:
