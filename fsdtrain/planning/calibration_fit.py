@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 NAMES = ("alpha_s", "contention", "relief", "bytes_per_s", "chain", "overlap")
 # Within these the parameters mean something.
-LOW = np.log([1e-8, 0.05, 1e-3, 1e5, 0.5, 1.0])
+NO_RELIEF = 1e-3
+LOW = np.log([1e-8, 0.05, NO_RELIEF, 1e5, 0.5, 1.0])
 HIGH = np.log([1e-1, 4.0, 3.0, 1e13, 10.0, 8.0])
 # Residuals over this count by their size, not its square: a disturbed point cannot bend the fit.
 HUBER = 0.05
@@ -105,7 +106,8 @@ def fit_ring(points: Sequence[Timed], num_cores: int) -> SharedRing:
         points: of at least two world sizes and two sizes.
         num_cores: of the machine.
     """
-    assert len({each.world_size for each in points}) >= 2
+    num_world_sizes = len({each.world_size for each in points})
+    assert num_world_sizes >= 2
     assert len({each.num_bytes for each in points}) >= 2
     # Where `chain` is below all ranks a core it has no slope, so that it is searched for first.
     alpha_s, bytes_per_s = _least_alpha_s(points, num_cores), _most_bytes_per_s(points)
@@ -113,11 +115,13 @@ def fit_ring(points: Sequence[Timed], num_cores: int) -> SharedRing:
         np.log([alpha_s, 0.8, relief, bytes_per_s, chain, overlap])
         for chain in np.geomspace(1.0, 5.0, 9)
         for overlap in (1.2, 2.5)
-        for relief in (0.02, 0.4)
+        for relief in ((0.02, 0.4) if num_world_sizes > 2 else (NO_RELIEF,))
     ]
-    fits = [_descend(start, ~CHAIN, points, num_cores) for start in starts]
+    # Two world sizes show a slope, but not how it bends.
+    free = np.array([name != "relief" or num_world_sizes > 2 for name in NAMES])
+    fits = [_descend(start, free & ~CHAIN, points, num_cores) for start in starts]
     fits.sort(key=lambda fit: _loss(_residuals(fit, points, num_cores)))
-    fits = [_descend(fit, CHAIN | ~CHAIN, points, num_cores) for fit in fits[:3]]
+    fits = [_descend(fit, free, points, num_cores) for fit in fits[:3]]
     return _ring(min(fits, key=lambda fit: _loss(_residuals(fit, points, num_cores))), num_cores)
 
 

@@ -54,6 +54,17 @@ def test_fit_predicts_through_noise_and_disturbed_points(seed: int) -> None:
     assert np.median(np.abs(errors)) < 0.05
 
 
+def test_two_world_sizes_do_not_bend_the_fit() -> None:
+    straight = SharedRing(
+        num_cores=2, alpha_s=9e-5, contention=0.7, relief=1e-3, bytes_per_s=3e9, chain=1.5,
+        overlap=1.4,
+    )  # fmt: skip
+    found = fit_ring(timed(straight, (2, 4), noise=0.1), 2)
+    assert found.relief == pytest.approx(straight.relief)
+    for size in SIZES:
+        assert found.seconds(3, size) == pytest.approx(straight.seconds(3, size), rel=0.15)
+
+
 def test_with_a_core_for_each_rank_it_is_the_ring_of_the_network_model() -> None:
     """No chain, no overlap: two messages a step."""
     ring = SharedRing(
