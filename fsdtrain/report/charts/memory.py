@@ -40,7 +40,8 @@ def make_memory(profile: StepProfile) -> Chart | None:
                       "y1": capacity, "line": tone})  # fmt: skip
         marks.append({"xref": "paper", "x": 0.5, "y": capacity, "xanchor": "center",
                       "yanchor": "top", "text": f"capacity {with_prefix(capacity, 'B')}",
-                      "showarrow": False, "font": {"size": 11, "color": "@s1"}})  # fmt: skip
+                      "showarrow": False, "bgcolor": "@card/0.8",
+                      "font": {"size": 11, "color": "@s1"}})  # fmt: skip
     for name, start_s in _phases(profile):
         tone = {"color": "@faint", "width": 1, "dash": "dot"}
         lines.append({"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": start_s,

@@ -240,5 +240,5 @@ def _note(profile: StepProfile, known: Sequence[_Point]) -> str:
     if left_out:
         text += f" {left_out} ops without FLOPs or counted traffic are not shown."
     if len(known) > MAX_OPS:
-        text += f" The slowest {MAX_OPS} of {len(known)} are."
+        text += f" The slowest {MAX_OPS} of {len(known):,} are."
     return text
