@@ -114,6 +114,14 @@ def test_steps_say_what_each_of_them_gives() -> None:
     assert found.steps[0].step_time_before_s == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("cheap", [0, 1, 2])
+def test_of_equal_gains_the_cheapest_is_taken(cheap: int) -> None:
+    noises = [[0.1, 0.0, 0.0], [0.1, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    times = [[0.0, 0.1 if number == cheap else 0.3, 0.5] for number in range(4)]
+    found, _ = tune_ladder(Ladder(noises, times), 6.5)
+    assert [each.role for each in found.steps] == [ROLES[cheap]]
+
+
 def test_where_steps_hide_each_other_all_are_taken_and_then_reduced() -> None:
     """Either of two roles leaves so much noise that the other alone seems to give nothing."""
 
