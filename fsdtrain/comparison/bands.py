@@ -28,7 +28,10 @@ _DEFAULT_SNR_DB: Final = {52: 200.0, 23: 100.0, 10: 58.0, 7: 40.0, 3: 20.0, 2: 1
 FLOAT32_MARGIN_DB: Final = 20.0
 # A side's run may drift from one that only rounds, by other biases, orders of sums, random bits.
 DRIFT_MARGIN_DB: Final = 10.0
-DEVIATIONS: Final = 6.0  # a healthy step of 10,000 tensors is outside by chance once in 50,000
+# Bernstein's inequality: a sum of independent errors, each at most M, is beyond 6 standard
+# deviations plus 6 M with a probability below 2 exp(-18) = 3e-8. M matters for few elements, of
+# which one may be rounded the unlikely way.
+DEVIATIONS: Final = 6.0
 _NOISE_FACTOR: Final = 1.25  # power: of results that are rounded twice on their way
 # Of the sums of a low-precision store in float32, relative to the tensor.
 _ACCUMULATION: Final = 1e-6
@@ -66,6 +69,9 @@ class RoundingNoise:
         mean_nearest: the mean error to nearest.
         mean_deviation: standard deviation of the mean error.
         num_last_bits: elements whose last fraction bit is set, to nearest.
+        largest_power: of one element's error that is not always the same.
+        largest_scale: that one such element can add to the best scale.
+        largest_mean: that one such element can add to the mean error.
     """
 
     power: float
@@ -75,6 +81,9 @@ class RoundingNoise:
     mean_nearest: float
     mean_deviation: float
     num_last_bits: int
+    largest_power: float
+    largest_scale: float
+    largest_mean: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,9 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
     energy = float(exact @ exact)
     errors = nearest - exact
     count = max(len(exact), 1)
+    # What is on the grid already stays there.
+    largest = float(steps[variances > 0].max(initial=0.0))
+    largest_product = float((steps * np.abs(exact))[variances > 0].max(initial=0.0))
     codes = np.rint(np.abs(nearest) / steps)
     is_even_or_zero = codes % 2 == 0
     return RoundingNoise(
@@ -115,6 +127,9 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
         mean_nearest=float(errors.sum()) / count,
         mean_deviation=math.sqrt(float(variances.sum())) / count,
         num_last_bits=int(np.sum(~is_even_or_zero)),
+        largest_power=largest**2,
+        largest_scale=largest_product / energy if energy else 0.0,
+        largest_mean=largest / count,
     )
 
 
@@ -137,7 +152,9 @@ def judge_store(
     slack = max(slack_rms, _ACCUMULATION * rms)
     power = float(errors @ errors)
     allowed = (
-        math.sqrt(_NOISE_FACTOR * noise.power + DEVIATIONS * noise.power_deviation)
+        math.sqrt(
+            _NOISE_FACTOR * noise.power + DEVIATIONS * (noise.power_deviation + noise.largest_power)
+        )
         + slack * math.sqrt(count)
     ) ** 2
     excesses: dict[Fault, float] = {"noise": power / allowed if allowed else math.inf * power}
@@ -145,10 +162,12 @@ def judge_store(
         excesses["scale"] = _excess(
             float(errors @ exact) / energy,
             noise.scale_nearest,
-            DEVIATIONS * noise.scale_deviation + slack / rms,
+            DEVIATIONS * (noise.scale_deviation + noise.largest_scale) + slack / rms,
         )
     excesses["offset"] = _excess(
-        float(errors.sum()) / count, noise.mean_nearest, DEVIATIONS * noise.mean_deviation + slack
+        float(errors.sum()) / count,
+        noise.mean_nearest,
+        DEVIATIONS * (noise.mean_deviation + noise.largest_mean) + slack,
     )
     if noise.num_last_bits >= _MIN_LAST_BITS:
         used = used_mantissa_bits(stored, grid)

@@ -19,6 +19,7 @@ from fsdtrain.comparison.bands import (
 )
 from fsdtrain.comparison.errors import as_floats, sum_up
 from fsdtrain.comparison.number_formats import (
+    FLOAT32,
     Floats,
     NumberFormat,
     find_format,
@@ -90,6 +91,21 @@ def judge(store: Store, noise_rms: NoiseRms) -> Judgement:
         allowed_power=judged.allowed_power,
         excess_db=_decibel(judged.excess),
     )
+
+
+def judge_meaning(reference: Tensor, own: Tensor, noise_rms: NoiseRms) -> Judgement:
+    """Judge what the ops of a side compute, apart from how they compute and store it.
+
+    Args:
+        reference: a result of the unit in double.
+        own: the same of the side's ops in double, nothing rounded.
+        noise_rms: of float32, in which constants may be.
+    """
+    if own.shape != reference.shape or own.is_floating_point() != reference.is_floating_point():
+        return _BROKEN
+    if not reference.is_floating_point():
+        return _judge_whole_numbers(reference, own, noise_rms)
+    return _judge_float32(reference, own, FLOAT32, noise_rms) if reference.numel() else _CLEAN
 
 
 def _judge_float32(

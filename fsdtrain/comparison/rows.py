@@ -5,7 +5,7 @@ It does not know the step as a whole.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -20,7 +20,7 @@ from fsdtrain.comparison.errors import (
     shortened,
 )
 from fsdtrain.comparison.finding import find_cause
-from fsdtrain.comparison.judgement import Judgement, band_snr_db, format_of, judge
+from fsdtrain.comparison.judgement import Judgement, band_snr_db, format_of, judge, judge_meaning
 from fsdtrain.comparison.lockstep import SIDES, UnitEvidence
 from fsdtrain.comparison.number_formats import find_format, grid_of
 from fsdtrain.comparison.record import (
@@ -61,7 +61,7 @@ class UnitRows:
     evidence: UnitEvidence
     previous: Mapping[str, Tensor]
     honest_snr_db: Mapping[Side, dict[str, float]]
-    causes: dict[Side, str] = field(default_factory=dict)
+    _exact_of_sides: dict[Side, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def noise_rms(self) -> Mapping[str, float]:
@@ -106,16 +106,27 @@ class UnitRows:
             other = judge(inner, lambda: 0.0)
             if other.is_outside and not worst.is_outside:
                 worst, place = other, inner
-        if worst is not judged:
-            return worst, place
-        return judged, store
+        if not worst.is_outside and not run.is_measured_by_reference:
+            exact = self.evidence.exact[name]
+            own = self._own_exact(side)[name]
+            meaning = judge_meaning(exact, own, lambda: self.noise_rms[name])
+            if meaning.is_outside:
+                return meaning, replace(store, exact=exact)
+        return worst, place
+
+    def _own_exact(self, side: Side) -> Mapping[str, Tensor]:
+        """What the side's ops compute, nothing rounded."""
+        if side not in self._exact_of_sides:
+            values = self.evidence.values
+            self._exact_of_sides[side] = self.evidence.unit.sides[side].run_exactly(values)
+        return self._exact_of_sides[side]
 
     def _clause(self, side: Side, name: str, store: Store | None) -> str:
         if store is None:
             return "is missing"
         unit, run = self.evidence.unit, self.evidence.forced[side]
         fault = judge(store, lambda: self.noise_rms.get(name, 0.0)).fault
-        is_result = run.results.get(name) is store
+        is_result = all(store is not inner for inner in run.inner)
         op = store.op
         if is_result and not op.is_move:
             # What the side's own op says that it computes may be what is wrong.

@@ -52,10 +52,13 @@ class UnitRun:
     Args:
         results: by the reference's names.
         inner: operands that it converted, and results that do not leave the unit.
+        is_measured_by_reference: whether the exact values are the reference's op's, of operands as
+            the side converts them; else they are those of the side's own ops.
     """
 
     results: Mapping[str, Store]
     inner: tuple[Store, ...]
+    is_measured_by_reference: bool
 
 
 def formats_of(unit: UnitSide) -> tuple[str, ...]:
@@ -114,7 +117,9 @@ def run_side(
             if store.stored is None:
                 own[store.name] = torch.zeros_like(store.exact).float()
         is_converted = is_converted or (op.is_move and _is_changed(found, expected))
-    return UnitRun(results=results, inner=tuple(inner))
+    return UnitRun(
+        results=results, inner=tuple(inner), is_measured_by_reference=to_follow is not None
+    )
 
 
 def run_honestly(unit: UnitSide, values: Values, *, reference: UnitSide) -> dict[str, Tensor]:

@@ -120,6 +120,16 @@ def test_healthy_stores_are_within_their_band(
         assert judgement.fault == "", judgement
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+def test_few_elements_may_be_rounded_the_unlikely_way(count: int) -> None:
+    """A number next to the grid goes to the far neighbour once in a hundred times."""
+    grid = grid_of(find_format("bf16"), 1.0)
+    exact = np.full(count, 1 + 2.0**-7 * 0.01)
+    for seed in range(2000):
+        judgement = judge_store(exact, stochastically(exact, grid, seed), grid)
+        assert judgement.fault == "", (seed, judgement)
+
+
 @pytest.mark.parametrize("name", LOW)
 @pytest.mark.parametrize("is_nearest", [True, False])
 @pytest.mark.parametrize("factor", [1.01, 0.99, -1.0])

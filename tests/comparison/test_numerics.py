@@ -205,6 +205,35 @@ def test_nan_of_the_reference_is_told_first() -> None:
         compare_numerics(broken["reference"], broken[CPU], broken[CPU])
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+@pytest.mark.parametrize("name", [CPU, DOJO])
+def test_an_op_that_one_side_alone_has_is_part_of_what_it_computes(
+    name: str, factor: float
+) -> None:
+    """It is exact by its own measure, and the reference has no such op."""
+    whole = graph(name)
+    extra = replace(
+        faults.op_of(whole, "convolution_1"),
+        name="extra",
+        op="aten.mul",
+        inputs=("convolution_1",),
+        outputs=("extra",),
+        run=lambda inputs: (inputs[0] * factor,),
+        run_exactly=lambda inputs: (inputs[0].double() * factor,),
+    )
+    ops = []
+    for op in whole.ops:
+        inputs = tuple("extra" if each == "convolution_1" else each for each in op.inputs)
+        ops += [replace(op, inputs=inputs), *([extra] if op.name == "convolution_1" else [])]
+    found = compare(whole, replace(whole, ops=tuple(ops)))
+    if factor == 1:
+        assert found.outcome == "same"
+        return
+    row = first(found)
+    assert (row.name, row.outside) == ("add_1", ("b",))
+    assert any("mul" in each for each in found.unmatched)
+
+
 def test_ops_of_one_side_are_told() -> None:
     found = compare(graph(CPU), graph(BF16))
     assert found.outcome == "same"
