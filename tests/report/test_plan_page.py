@@ -85,7 +85,8 @@ def test_a_plan_without_machines_or_press_is_a_page() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.5, "500 ms"), (90, "1.5 min"), (7200, "2 hours"), (3600, "1 hour"), (86_400 * 1.5, "1.5 days"),
+        (0.5, "500 ms"), (90, "1.5 min"), (7200, "2 hours"), (3600, "1 hour"),
+        (86_400 * 1.5, "1.5 days"),
         (86_400 * 1000, "2.738 years"), (float("inf"), "never"),
     ],
 )  # fmt: skip
