@@ -64,9 +64,10 @@ class RoundingNoise:
     Args:
         power: sum f (1-f) s^2, which is at least the power of nearest.
         power_deviation: standard deviation of the power of stochastic rounding.
-        scale_nearest: the best scale to nearest, less 1.
+        scale_nearest: the least and the largest best scale to nearest, less 1: numbers halfway
+            between two neighbours go to either, as their sum in float32 happens to be.
         scale_deviation: standard deviation of the best scale.
-        mean_nearest: the mean error to nearest.
+        mean_nearest: the least and the largest mean error to nearest.
         mean_deviation: standard deviation of the mean error.
         num_last_bits: elements whose last fraction bit is set, to nearest.
         largest_power: of one element's error that is not always the same.
@@ -76,9 +77,9 @@ class RoundingNoise:
 
     power: float
     power_deviation: float
-    scale_nearest: float
+    scale_nearest: tuple[float, float]
     scale_deviation: float
-    mean_nearest: float
+    mean_nearest: tuple[float, float]
     mean_deviation: float
     num_last_bits: int
     largest_power: float
@@ -113,6 +114,10 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
     energy = float(exact @ exact)
     errors = nearest - exact
     count = max(len(exact), 1)
+    around = _ACCUMULATION * np.maximum(np.abs(exact), math.sqrt(energy / count))
+    upper = round_to(exact + around, grid) - exact
+    lower = round_to(exact - around, grid) - exact
+    scales = [float(each @ exact) for each in _by_sign(lower, upper, exact)]
     # What is on the grid already stays there.
     largest = float(steps[variances > 0].max(initial=0.0))
     largest_product = float((steps * np.abs(exact))[variances > 0].max(initial=0.0))
@@ -122,15 +127,25 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
         # Clamped numbers err by more than a step.
         power=max(float(variances.sum()), float(errors @ errors)),
         power_deviation=math.sqrt(float((variances * (steps * (1 - 2 * places)) ** 2).sum())),
-        scale_nearest=float(errors @ exact) / energy if energy else 0.0,
+        scale_nearest=_ordered(*(each / energy if energy else 0.0 for each in scales)),
         scale_deviation=math.sqrt(float(variances @ exact**2)) / energy if energy else 0.0,
-        mean_nearest=float(errors.sum()) / count,
+        mean_nearest=_ordered(float(lower.sum()) / count, float(upper.sum()) / count),
         mean_deviation=math.sqrt(float(variances.sum())) / count,
         num_last_bits=int(np.sum(~is_even_or_zero)),
         largest_power=largest**2,
         largest_scale=largest_product / energy if energy else 0.0,
         largest_mean=largest / count,
     )
+
+
+def _by_sign(lower: Floats, upper: Floats, exact: Floats) -> tuple[Floats, Floats]:
+    """Errors towards zero, and away from it."""
+    is_positive = exact > 0
+    return np.where(is_positive, lower, upper), np.where(is_positive, upper, lower)
+
+
+def _ordered(first: float, second: float) -> tuple[float, float]:
+    return min(first, second), max(first, second)
 
 
 def judge_store(
@@ -179,9 +194,9 @@ def judge_store(
     )
 
 
-def _excess(found: float, to_nearest: float, allowed: float) -> float:
+def _excess(found: float, to_nearest: tuple[float, float], allowed: float) -> float:
     """How far `found` is outside of the interval of 0 and `to_nearest`, in allowed widths."""
-    low, high = min(0.0, to_nearest), max(0.0, to_nearest)
+    low, high = min(0.0, to_nearest[0]), max(0.0, to_nearest[1])
     distance = max(low - found, found - high, 0.0)
     if distance == 0:
         return 0.0
