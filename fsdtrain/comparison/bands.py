@@ -184,7 +184,9 @@ def judge_store(
         noise.mean_nearest,
         DEVIATIONS * (noise.mean_deviation + noise.largest_mean) + slack,
     )
-    if noise.num_last_bits >= _MIN_LAST_BITS:
+    # What is left of sums that cancel has as few bits as the sum had for it.
+    has_all_bits = slack < rms * 2.0 ** -(grid.mantissa_bits + 2)
+    if has_all_bits and noise.num_last_bits >= _MIN_LAST_BITS:
         used = used_mantissa_bits(stored, grid)
         is_coarse = used is not None and used < grid.mantissa_bits
         excesses["resolution"] = 2.0 if is_coarse else 0.0

@@ -169,6 +169,14 @@ def test_one_bit_less_is_found() -> None:
     assert judgement.fault == "resolution"
 
 
+def test_what_is_left_of_sums_that_cancel_may_have_few_bits() -> None:
+    exact = 1e-8 * normal(10, 200)
+    stored = np.rint((exact + 1e-8 * normal(11, 200)) * 2.0**28) / 2.0**28
+    grid = grid_of(find_format("bf16"), 1e-7)
+    assert judge_store(exact, stored, grid).fault
+    assert judge_store(exact, stored, grid, slack_rms=3e-8).fault == ""
+
+
 def test_published_bounds() -> None:
     found = [default_snr_db(find_format(name)) for name in ["float32", "bf16", *LOW[1:3]]]
     assert found == [100, 40, 20, 14]
