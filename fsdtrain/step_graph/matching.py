@@ -77,8 +77,9 @@ def find_surroundings(
                 continue
             again = None if first is None else first.outputs[place]
             own: Token = ("op", number, place) if number in counted else _ALONE
-            passes_on = op.is_move or not op.inputs
-            origins[name] = read[number] if passes_on else frozenset([own])
+            if not op.inputs:
+                own = ("constant", op.op, shape_of(op, place))
+            origins[name] = read[number] if op.is_move and op.inputs else frozenset([own])
             if again is not None:
                 origins[name] = origins[again]
     return Surroundings(
@@ -148,31 +149,49 @@ class _Matching:
         for number in [*self.left, *reversed(self.left)]:
             if number in self.found:
                 continue
-            wanted = [self._there(each[number]) for each in (self.mine.read, self.mine.readers)]
-            fitting = [
-                candidate
-                for candidate in self.candidates.get(key(self.mine.ops[number]), ())
-                if any(
-                    tokens is not None and tokens and tokens == there[candidate]
-                    for tokens, there in zip(
-                        wanted, (self.theirs.read, self.theirs.readers), strict=True
-                    )
-                )
-            ]
+            fitting = self._reading_the_same(number) or self._only_one_read_by_the_same(number)
             if fitting:
                 self._take(number, max(fitting, key=lambda each: self._likeness(number, each)))
         return len(self.left) < was_left
 
+    def _reading_the_same(self, number: int) -> list[int]:
+        read = self._there(self.mine.read[number])
+        return [
+            each
+            for each in self.candidates.get(key(self.mine.ops[number]), ())
+            if read and self.theirs.read[each] == read
+        ]
+
+    def _only_one_read_by_the_same(self, number: int) -> list[int]:
+        """None, where two of a kind go the same way: the two coordinates of a grid."""
+        of_kind = key(self.mine.ops[number])
+        readers = self._there(self.mine.readers[number])
+        found = [
+            each
+            for each in self.candidates.get(of_kind, ())
+            if readers and self.theirs.readers[each] == readers
+        ]
+        twins = [
+            each
+            for each in self.left
+            if key(self.mine.ops[each]) == of_kind
+            and self.mine.readers[each] == self.mine.readers[number]
+        ]
+        return found if len(found) == len(twins) == 1 else []
+
     def match_best(self) -> bool:
         """Whether there was a pair that shares enough; the first of those that share most."""
-        best: tuple[float, int, int] | None = None
+        best: tuple[float, tuple[bool, bool, bool, int], int, int] | None = None
         for number in self.left:
             for candidate in self.candidates.get(key(self.mine.ops[number]), ()):
                 share = self._share(number, candidate)
-                if share >= _MIN_SHARE and (best is None or share > best[0]):
-                    best = share, number, candidate
+                if share < _MIN_SHARE or (best is not None and share < best[0]):
+                    continue
+                likeness = self._likeness(number, candidate)
+                if best is None or (share, likeness) > best[:2]:
+                    best = share, likeness, number, candidate
         if best is not None:
-            self._take(*best[1:])
+            self._take(*best[2:])
         return best is not None
 
     def match_in_order(self) -> bool:
