@@ -12,7 +12,7 @@ from fsdtrain_cuda import CudaBackend
 from fsdtrain_dojo import DojoBackend
 from torch import nn
 
-from fsdtrain.__main__ import _as_overrides, main
+from fsdtrain.__main__ import COMMANDS, _as_overrides, main
 from fsdtrain.backend import ModelledSubstitute
 from fsdtrain.engine.profile_record import ProfileRecord, read_profile
 from fsdtrain.engine.run_record import read_manifest, write_json
@@ -287,25 +287,32 @@ def test_a_folder_without_a_profile_is_one_sentence(tmp_path: Path) -> None:
 )
 def test_an_option_is_an_override_whatever_it_holds(value: str) -> None:
     for arguments in (["--explain", value], [f"--explain={value}"]):
-        overrides = _as_overrides(["seed=1", *arguments, "trace=true"], ("explain",))
+        overrides = _as_overrides(["seed=1", *arguments, "trace=true"], COMMANDS["profile"])
         assert (overrides[0], overrides[2]) == ("seed=1", "trace=true")
         config = compose_config("profile", ["run_dir=.", *overrides])
         assert read_profile_settings(config).explain == value
 
 
 def test_a_plain_option_is_noted_as_one_would_type_it() -> None:
-    assert _as_overrides(["--explain", "backbone.stem.0"], ("explain",)) == [
+    assert _as_overrides(["--explain", "backbone.stem.0"], COMMANDS["profile"]) == [
         "explain=backbone.stem.0"
     ]
 
 
 def test_an_option_of_another_command_stays_hydras() -> None:
-    assert _as_overrides(["--explain", "x", "--cfg", "job"], ()) == [
+    assert _as_overrides(["--explain", "x", "--cfg", "job"], COMMANDS["fit"]) == [
         "--explain",
         "x",
         "--cfg",
         "job",
     ]
+
+
+def test_a_flag_is_an_override_of_its_command_alone() -> None:
+    given = ["--bisect", "--repro", "conv 1", "--tune"]
+    found = ["bisect=true", "repro='conv 1'", "tune=true"]
+    assert _as_overrides(given, COMMANDS["compare"]) == found
+    assert _as_overrides(["--bisect"], COMMANDS["fit"]) == ["--bisect"]
 
 
 def test_an_option_without_its_value_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

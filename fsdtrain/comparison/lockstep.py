@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fsdtrain.comparison.number_formats import find_format
-from fsdtrain.comparison.record import Side
+from fsdtrain.comparison.record import SIDES, Side
 from fsdtrain.comparison.teacher import (
     UnitRun,
     formats_of,
@@ -21,8 +21,6 @@ from fsdtrain.comparison.teacher import (
     run_side,
 )
 from fsdtrain.step_graph.units import Unit
-
-SIDES: tuple[Side, Side] = ("a", "b")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fsdtrain.comparison.lockstep import SIDES, UnitEvidence, run_in_lockstep
+from fsdtrain.comparison.lockstep import UnitEvidence, run_in_lockstep
 from fsdtrain.comparison.record import (
+    SIDES,
     Errors,
     NumericsComparison,
     Side,

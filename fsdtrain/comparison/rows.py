@@ -21,9 +21,10 @@ from fsdtrain.comparison.errors import (
 )
 from fsdtrain.comparison.finding import find_cause
 from fsdtrain.comparison.judgement import Judgement, band_snr_db, format_of, judge, judge_meaning
-from fsdtrain.comparison.lockstep import SIDES, UnitEvidence
+from fsdtrain.comparison.lockstep import UnitEvidence
 from fsdtrain.comparison.number_formats import find_format, grid_of
 from fsdtrain.comparison.record import (
+    SIDES,
     Errors,
     Mode,
     Side,

@@ -22,7 +22,7 @@ import msgspec
 import torch
 
 from fsdtrain.comparison.configs import read_fields
-from fsdtrain.comparison.record import Side, TrainingComparison
+from fsdtrain.comparison.record import SIDES, Side, TrainingComparison
 from fsdtrain.comparison.training import compare_training
 from fsdtrain.engine.run_record import Results
 from fsdtrain.errors import UserError
@@ -30,7 +30,6 @@ from fsdtrain.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SIDES: tuple[Side, ...] = ("a", "b")
 NOT_COMPARED = ("run_dir", "resume")  # when a folder is asked whether it holds this very run
 
 

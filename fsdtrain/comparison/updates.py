@@ -22,9 +22,8 @@ from fsdtrain.comparison.errors import (
     shortened,
 )
 from fsdtrain.comparison.finding import find_cause
-from fsdtrain.comparison.lockstep import SIDES
 from fsdtrain.comparison.number_formats import find_format, grid_of, store_as
-from fsdtrain.comparison.record import Errors, Mode, Side, StoredTensor, TensorComparison
+from fsdtrain.comparison.record import SIDES, Errors, Mode, Side, StoredTensor, TensorComparison
 from fsdtrain.comparison.rows import Row
 
 State = Mapping[str, Tensor]

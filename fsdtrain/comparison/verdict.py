@@ -35,13 +35,11 @@ def conclude(
     if different:
         found = "; ".join(f"{check.name}: {check.sentence}" for check in different)
         return Verdict(exit_code=1, sentence=f"Different: {found}.", checks=checks)
-    same = [check.name for check in judged if check.outcome == "same"]
+    same = [check for check in judged if check.outcome == "same"]
     still_open = [check for check in judged if check.outcome == "open"]
     if same:
-        rest = "".join(f"; {check.name}: {check.sentence}" for check in still_open)
-        return Verdict(
-            exit_code=0, sentence=f"The same by {' and '.join(same)}{rest}.", checks=checks
-        )
+        found = "; ".join(f"{check.name}: {check.sentence}" for check in (*same, *still_open))
+        return Verdict(exit_code=0, sentence=f"The same: {found}.", checks=checks)
     if still_open:
         found = "; ".join(f"{check.name}: {check.sentence}" for check in still_open)
         return Verdict(exit_code=2, sentence=f"No verdict: {found}.", checks=checks)
