@@ -222,6 +222,13 @@ class Backend(ABC):
         """
         raise BackendError(f"backend {self.name} stores what it computes as it is: {dict(words)}")
 
+    def model_step_time(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> float | None:
+        """Seconds, MODELLED, that the step of `profile_step` takes: that alone, and sooner.
+
+        None: this backend models no machine.
+        """
+        return None
+
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         """The newest reading, once; empty where there is none.
 

@@ -138,8 +138,8 @@ def compare_backends(settings: CompareSettings, config: DictConfig) -> CompareRe
     """
     if settings.data.frames == "h264":
         raise UserError(
-            "compare takes a step by itself, whose batches no device has decoded: use data.frames="
-            "i420 here, or compare two folders of finished runs"
+            "data.frames=h264: compare takes a step by itself, whose batches no device decodes; "
+            "use data.frames=i420 here, or compare two folders of finished runs"
         )
     started_at = datetime.now(UTC)
     a, b = (_load(config, side, settings) for side in SIDES)

@@ -53,7 +53,9 @@ def plan(settings: PlanSettings, *, config_yaml: str) -> PlanRecord:
     started_at = datetime.now(UTC)
     quiet_logs()
     run_dir = prepare_run_folder(settings.run_dir)
-    fleets = {name: read_fleet(name, settings.figures.get(name)) for name in settings.fleets}
+    fleets = {
+        name: read_fleet(name, (settings.figures or {}).get(name)) for name in settings.fleets
+    }
     _check_names(settings, fleets)
     seed_everything(settings.seed, workers=True, verbose=False)
 
@@ -96,7 +98,7 @@ def plan(settings: PlanSettings, *, config_yaml: str) -> PlanRecord:
 
 def _check_names(settings: PlanSettings, fleets: Mapping[str, Fleet]) -> None:
     for field, names in (
-        ("profiles", settings.profiles), ("figures", settings.figures),
+        ("profiles", settings.profiles or ()), ("figures", settings.figures or ()),
         ("mixed", settings.mixed or ()),
     ):  # fmt: skip
         for name in names:
@@ -108,7 +110,7 @@ def _check_names(settings: PlanSettings, fleets: Mapping[str, Fleet]) -> None:
 
 def _machine(settings: PlanSettings, fleet: Fleet, batch: ClipBatch) -> PlannedMachine:
     """The step on one device: as it was profiled, or as the backend models its machine."""
-    given = settings.profiles.get(fleet.name)
+    given = (settings.profiles or {}).get(fleet.name)
     if given is not None:
         record = read_profile(given)
         return PlannedMachine(fleet=fleet, profile=record.profile, batch_size=record.num_clips)

@@ -245,8 +245,8 @@ class PlanSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     fleets: tuple[str, ...]
     mixed: tuple[str, str] | None
-    profiles: dict[str, Path]
-    figures: dict[str, dict[str, float]]
+    profiles: dict[str, Path] | None
+    figures: dict[str, dict[str, float]] | None
     num_samples: int
     num_epochs: float
     target_days: float | None

@@ -27,6 +27,7 @@ from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_profile import Origin, StepProfile
 
 if TYPE_CHECKING:
+    from fsdtrain_dojo.lowering.kernel import KernelGraph
     from fsdtrain_dojo.sites import SiteTable
 
 HOSTS = ("cpu", "cuda")
@@ -215,23 +216,30 @@ class DojoBackend(Backend):
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         return self.table.read()
 
+    def model_step_time(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> float:
+        from fsdtrain_dojo.modelling import model_step
+
+        return model_step(self._kernels_of(step, batch, optimizer), self.machine).time.seconds
+
+    def _kernels_of(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> "KernelGraph":
+        from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+        from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
+        from fsdtrain_dojo.lowering.record_step import record_step
+
+        graph = expand_macros(record_step(step, batch, optimizer, recipe=self.recipe))
+        return keep_sums_whole(graph) if self.keeps_sums_whole else graph
+
     def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
         """How this very step would run on the machine: MODELLED; nothing is computed.
 
         Raises:
             BackendError: the step is no static graph, or cannot run on this machine.
         """
-        from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
-        from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
-        from fsdtrain_dojo.lowering.record_step import record_step
         from fsdtrain_dojo.modelled_profile import main_format, make_profile
         from fsdtrain_dojo.modelled_scale import model_scale
         from fsdtrain_dojo.sensitivity import find_sensitivities
 
-        recorded = record_step(step, batch, optimizer, recipe=self.recipe)
-        graph = expand_macros(recorded)
-        if self.keeps_sums_whole:
-            graph = keep_sums_whole(graph)
+        graph = self._kernels_of(step, batch, optimizer)
         modelled, scale = model_scale(
             graph, self.machine, batch_size=_num_samples(batch), matrix_format=main_format(graph)
         )

@@ -42,8 +42,7 @@ def tune_step(
         return gradient_snr_db(expected, _gradients(chosen.step_graph(step, batch)))
 
     def step_time(chosen: Backend) -> float | None:
-        profile = chosen.profile_step(step, batch, make_optimizer(step))
-        return profile.step_time_s if profile.origin == "MODELLED" else None
+        return chosen.model_step_time(step, batch, make_optimizer(step))
 
     return tune(
         backend,

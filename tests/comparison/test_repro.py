@@ -209,7 +209,7 @@ def test_arguments_are_literals(argument: object, expected: str) -> None:
         torch.tensor([math.nan, -0.0, math.inf]),
         torch.empty(0, 3),
     ],
-    ids=str,
+    ids=["channels last", "transposed", "expanded", "bf16", "int", "bool", "specials", "empty"],
 )
 def test_tensors_come_back_as_they_were(tensor: Tensor, tmp_path: Path) -> None:
     save_tensors({"a/b.c": tensor, "file": torch.zeros(1)}, tmp_path)

@@ -1,0 +1,141 @@
+"""The recipe of `compare` from the command line: verdicts, files, exit codes, refusals."""
+
+import csv
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from fsdtrain.__main__ import main
+from fsdtrain.comparison.record import CompareRecord, read_comparison
+from fsdtrain.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
+
+Capture = pytest.CaptureFixture[str]
+# Milliseconds a step: what is compared is the recipe, not the model.
+SMALL = (
+    "experiment=smoke",
+    "data.fleet.num_cameras=2",
+    "model.image_size=[16,32]",
+    "model.grid.cell_m=4.8",
+    "model.network.stage_channels=[4,4,8]",
+    "model.network.lift_channels=4",
+    "model.network.encoder_channels=[4,8]",
+    "model.heads.path.channels=4",
+    "model.heads.path.hidden=8",
+    "data.crop_top=0",
+)
+
+
+def compared(tmp_path: Path, *arguments: str, code: int) -> CompareRecord:
+    assert main(["compare", *SMALL, f"run_dir={tmp_path}", *arguments]) == code
+    record = read_comparison(tmp_path)
+    assert record.verdict.exit_code == code
+    return record
+
+
+def test_a_backend_is_the_same_as_itself_in_every_bit(tmp_path: Path, capsys: Capture) -> None:
+    record = compared(tmp_path, "a=cpu", "b=cpu", code=0)
+    assert record.numerics is not None
+    assert record.numerics.first_divergence is None
+    kinds = {row.kind for row in record.numerics.tensors}
+    assert kinds == {"forward", "backward", "gradient", "update", "loss"}
+    assert all(row.between.is_bitwise_equal for row in record.numerics.tensors)
+    assert record.config_differences == ()
+    assert record.performance is not None
+    assert record.performance.a.origin == record.performance.b.origin == "MEASURED"
+    printed = capsys.readouterr().out
+    assert "The same" in printed
+    for name in ("compare.md", "compare.csv", "compare.html", "trace.json"):
+        assert (tmp_path / name).stat().st_size > 1000
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
+    assert len(rows) == len(record.numerics.tensors)
+    processes = {
+        event["args"]["name"]
+        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if event["name"] == "process_name"
+    }
+    assert {name[:2] for name in processes} == {"a:", "b:"}
+
+
+def test_dojo_is_within_its_formats_and_measured_is_told_from_modelled(tmp_path: Path) -> None:
+    record = compared(tmp_path, "b.recipe=cfp8", "b.machine=d1_die", "page=false", code=0)
+    assert (record.a_name, record.b_name) == ("cpu", "dojo (machine=d1_die, recipe=cfp8)")
+    assert record.numerics is not None
+    formats = {row.b_stored.format for row in record.numerics.tensors}
+    assert "cfloat8_1_4_3" in formats
+    assert record.performance is not None
+    step = next(row for row in record.performance.totals if row.name == "step time")
+    assert (step.a_origin, step.b_origin) == ("MEASURED", "MODELLED")
+    assert "measured against modelled" in step.ratio_note
+    assert {each.field for each in record.config_differences} >= {"backend.name", "backend.recipe"}
+    assert all(each.is_allowed for each in record.config_differences)
+    assert not (tmp_path / "compare.html").exists()
+
+
+def test_bisect_and_repro_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ("a=cpu", "b=cpu", "b.precision=bf16-mixed", "performance=false")
+    record = compared(tmp_path, *arguments, "--bisect", "--repro", "convolution", code=0)
+    assert record.b_name == "cpu (precision=bf16-mixed)"
+    assert record.bisected is not None
+    assert record.bisected.sentence
+    assert (tmp_path / "repro" / "repro.py").exists()
+
+
+def test_trainings_of_few_seeds_give_no_verdict(tmp_path: Path) -> None:
+    arguments = ("a=cpu", "b=cpu", "numerics=false", "performance=false", "training.max_steps=4")
+    record = compared(
+        tmp_path, *arguments, "training.validate_every_steps=4", "num_seeds=1", code=2
+    )
+    assert record.training is not None
+    assert record.training.outcome == "open"
+    assert "one seed: no verdict" in record.verdict.sentence
+    assert (tmp_path / "a" / "seed_0" / "results.json").exists()
+
+    again = tmp_path / "again"
+    sides = (f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", f"run_dir={again}")
+    assert main(["compare", *sides]) == 2
+    found = read_comparison(again)
+    assert found.training is not None
+    assert found.training.equivalence == record.training.equivalence
+    assert found.a_manifest.seed == 0
+
+
+def refused(capsys: Capture, tmp_path: Path, *arguments: str) -> str:
+    assert main(["compare", *SMALL, f"run_dir={tmp_path / 'out'}", *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fsdtrain:")]
+    assert len(lines) == 1
+    assert not (tmp_path / "out" / "compare.json").exists()
+    return lines[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_backend_that_cannot_run_is_not_comparable(capsys: Capture, tmp_path: Path) -> None:
+    assert "backend 'cuda' is not available: no GPU" in refused(capsys, tmp_path, "a=cuda")
+
+
+def test_what_cannot_be_compared_is_one_sentence(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sides = [f"{side}={tmp_path / 'empty'}" for side in "ab"]
+    assert "holds no run" in refused(capsys, tmp_path, *sides)
+    assert "h264" in refused(capsys, tmp_path, "data.frames=h264")
+    nan = refused(
+        capsys,
+        tmp_path,
+        "a=cpu",
+        "b=cpu",
+        "performance=false",
+        "model.heads.vehicle.loss_weight=nan",
+    )
+    assert "nan" in nan.lower()
+
+
+def test_another_version_of_the_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_bytes(
+        msgspec.json.encode({"schema": "fsdtrain-compare", "version": 99})
+    )
+    with pytest.raises(UserError, match="version 99"):
+        read_comparison(tmp_path)
