@@ -7,10 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fsdtrain.__main__ import main
+from fsdtrain.compare import _as_fit
 from fsdtrain.comparison.record import CompareRecord, read_comparison
 from fsdtrain.errors import UserError
+from fsdtrain.hydra_app import compose_config
+from fsdtrain.settings import read_settings
 
 pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 
@@ -102,6 +106,17 @@ def test_trainings_of_few_seeds_give_no_verdict(tmp_path: Path) -> None:
     assert found.training is not None
     assert found.training.equivalence == record.training.equivalence
     assert found.a_manifest.seed == 0
+
+
+def test_a_side_is_configured_as_fit_would_be(tmp_path: Path) -> None:
+    config = compose_config("compare", ["run_dir=.", "a=dojo", "a.recipe=cfp8_stochastic"])
+    settings, config_yaml = _as_fit(config, "a", 5, tmp_path)
+    fit = compose_config(
+        "fit", [f"run_dir={tmp_path}", "backend=dojo", "backend.recipe=cfp8_stochastic", "seed=5"]
+    )
+    assert settings == read_settings(fit)
+    assert settings.backend["seed"] == 5, "of stochastic rounding, from the run's"
+    assert OmegaConf.create(config_yaml) == OmegaConf.create(OmegaConf.to_yaml(fit, resolve=True))
 
 
 def refused(capsys: Capture, tmp_path: Path, *arguments: str) -> str:

@@ -19,6 +19,7 @@ from fsdtrain.settings import (
     Settings,
     _find_class,
     read_compare_settings,
+    read_plan_settings,
     read_profile_settings,
     read_settings,
 )
@@ -84,6 +85,7 @@ def test_every_file_belongs_to_a_group_that_is_tested() -> None:
     assert others == {
         "compare.yaml",
         "fit.yaml",
+        "plan.yaml",
         "validate.yaml",
         "profile.yaml",
         "run.yaml",
@@ -116,7 +118,6 @@ def test_every_option_composes_on_both_sides_of_a_comparison(
     settings = read_compare_settings(config)
     if group == "backend":
         assert (settings.a if side == "a" else settings.b)["name"] == option
-        assert settings.side(side, Path("x"), 7).backend["name"] == option  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", [name for group, name in OPTIONS if group == "experiment"])
@@ -202,6 +203,16 @@ def test_a_new_knob_of_compare_breaks_this_list() -> None:
     )
     assert set(config.a) == set(compose("fit", "backend=cpu").backend)
     assert set(config.b) == set(compose("fit", "backend=dojo").backend)
+
+
+def test_a_new_knob_of_plan_breaks_this_list() -> None:
+    config = compose_config("plan", ["run_dir=."])
+    assert isinstance(read_plan_settings(config), Settings)
+    found = set(knobs(config)) - set(knobs(compose("fit", "backend=dojo")))
+    assert " ".join(sorted(found)) == (
+        "budget currency figures fleets max_devices max_global_batch mixed num_epochs num_samples "
+        "page press profiles target_days"
+    )
 
 
 def test_the_configs_are_those_of_this_checkout() -> None:

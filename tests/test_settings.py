@@ -120,8 +120,6 @@ def test_the_sides_of_a_comparison_are_backends_or_folders(tmp_path: Path) -> No
     assert live.a["recipe"]["activation"]["format"] == "cfloat8_1_4_3"
     assert live.a["machine"]["name"] == "d1_die"
     assert live.b["name"] == "cpu"
-    trained = live.side("a", tmp_path / "a", 5)
-    assert (trained.seed, trained.run_dir, trained.backend) == (5, tmp_path / "a", live.a)
 
 
 def test_validate_reads_the_same_settings() -> None:

@@ -22,9 +22,9 @@ import torch
 from exam_compare_steps import PAIRS, hydra_bev, side_graph
 from torch import Tensor
 
-from fsdtrain.comparison.lockstep import SIDES, UnitEvidence
+from fsdtrain.comparison.lockstep import UnitEvidence
 from fsdtrain.comparison.numerics import compare_numerics
-from fsdtrain.comparison.record import Side
+from fsdtrain.comparison.record import SIDES, Side
 from fsdtrain.comparison.rows import Row, UnitRows
 from fsdtrain.comparison.teacher import run_side
 from fsdtrain.step_graph.capture import capture_step

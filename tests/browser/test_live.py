@@ -109,19 +109,29 @@ def test_the_live_page_is_accessible_and_fits_a_phone(
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_serves_until_ctrl_c_and_the_page_says_that_it_is_gone(
     open_url: Callable[[str], Opened], tmp_path: Path
 ) -> None:
     folder = start_run(tmp_path / "run")
     write_metrics(folder / "metrics.csv", 60)
     command = [sys.executable, "-m", "fsdtrain", "report", "serve", str(folder), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "http://127.0.0.1:" in line
-        opened = open_url(line.split()[-1])
-        wait_for(opened, "Running: 59 of 600 steps")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+    # A shell that runs the tests in the background has them, and their children, ignore Ctrl-C.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert "http://127.0.0.1:" in line
+            opened = open_url(line.split()[-1])
+            wait_for(opened, "Running: 59 of 600 steps")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
     wait_for(opened, "Connection lost")
     shutil.rmtree(folder)
