@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from fsdtrain.comparison.dot import dot
 from fsdtrain.comparison.number_formats import (
     Floats,
     Grid,
@@ -111,13 +112,13 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
     places = scaled - np.floor(scaled)
     nearest = round_to(exact, grid)
     variances = places * (1 - places) * steps**2
-    energy = float(exact @ exact)
+    energy = dot(exact, exact)
     errors = nearest - exact
     count = max(len(exact), 1)
     around = _ACCUMULATION * np.maximum(np.abs(exact), math.sqrt(energy / count))
     upper = round_to(exact + around, grid) - exact
     lower = round_to(exact - around, grid) - exact
-    scales = [float(each @ exact) for each in _by_sign(lower, upper, exact)]
+    scales = [dot(each, exact) for each in _by_sign(lower, upper, exact)]
     # What is on the grid already stays there.
     largest = float(steps[variances > 0].max(initial=0.0))
     largest_product = float((steps * np.abs(exact))[variances > 0].max(initial=0.0))
@@ -125,10 +126,10 @@ def rounding_noise(exact: Floats, grid: Grid) -> RoundingNoise:
     is_even_or_zero = codes % 2 == 0
     return RoundingNoise(
         # Clamped numbers err by more than a step.
-        power=max(float(variances.sum()), float(errors @ errors)),
+        power=max(float(variances.sum()), dot(errors, errors)),
         power_deviation=math.sqrt(float((variances * (steps * (1 - 2 * places)) ** 2).sum())),
         scale_nearest=_ordered(*(each / energy if energy else 0.0 for each in scales)),
-        scale_deviation=math.sqrt(float(variances @ exact**2)) / energy if energy else 0.0,
+        scale_deviation=math.sqrt(dot(variances, exact**2)) / energy if energy else 0.0,
         mean_nearest=_ordered(float(lower.sum()) / count, float(upper.sum()) / count),
         mean_deviation=math.sqrt(float(variances.sum())) / count,
         num_last_bits=int(np.sum(~is_even_or_zero)),
@@ -162,10 +163,10 @@ def judge_store(
     noise = rounding_noise(exact, grid)
     errors = stored - exact
     count = max(len(exact), 1)
-    energy = float(exact @ exact)
+    energy = dot(exact, exact)
     rms = math.sqrt(energy / count)
     slack = max(slack_rms, _ACCUMULATION * rms)
-    power = float(errors @ errors)
+    power = dot(errors, errors)
     allowed = (
         math.sqrt(
             _NOISE_FACTOR * noise.power + DEVIATIONS * (noise.power_deviation + noise.largest_power)
@@ -175,7 +176,7 @@ def judge_store(
     excesses: dict[Fault, float] = {"noise": power / allowed if allowed else math.inf * power}
     if energy:
         excesses["scale"] = _excess(
-            float(errors @ exact) / energy,
+            dot(errors, exact) / energy,
             noise.scale_nearest,
             DEVIATIONS * (noise.scale_deviation + noise.largest_scale) + slack / rms,
         )

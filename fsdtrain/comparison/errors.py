@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fsdtrain.comparison.dot import dot
 from fsdtrain.comparison.number_formats import Floats, Grid, find_format, grid_of, spacing
 from fsdtrain.comparison.record import Errors, StoredTensor, Ulps
 
@@ -190,7 +191,7 @@ def _sum_chunk(
     # NaN and infinities show in the sums, so that looking for them costs nothing where none is.
     with np.errstate(invalid="ignore", over="ignore"):
         d = x - r
-        dd = float(d @ d)
+        dd = dot(d, d)
         lost = gained = 0
         if not math.isfinite(dd):
             is_r, is_x = np.isfinite(r), np.isfinite(x)
@@ -199,12 +200,12 @@ def _sum_chunk(
             gained = int(np.sum(~is_r & ~is_same))
             both = is_r & is_x
             r, x, d = r[both], x[both], d[both]
-            dd = float(d @ d)
+            dd = dot(d, d)
     max_d = float(np.abs(d).max(initial=0.0))
     r -= pivot
     x -= pivot
     return (
-        len(r), lost, gained, float(x @ x), float(r @ r), float(x @ r), float(x.sum()),
+        len(r), lost, gained, dot(x, x), dot(r, r), dot(x, r), float(x.sum()),
         float(r.sum()), dd, max_d,
     )  # fmt: skip
 

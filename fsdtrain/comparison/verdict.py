@@ -33,16 +33,20 @@ def conclude(
     checks = (*judged, *costs)
     different = [check for check in judged if check.outcome == "different"]
     if different:
-        found = "; ".join(f"{check.name}: {check.sentence}" for check in different)
+        found = "; ".join(f"{_clause(check)}" for check in different)
         return Verdict(exit_code=1, sentence=f"Different: {found}.", checks=checks)
     same = [check for check in judged if check.outcome == "same"]
     still_open = [check for check in judged if check.outcome == "open"]
     if same:
-        found = "; ".join(f"{check.name}: {check.sentence}" for check in (*same, *still_open))
+        found = "; ".join(f"{_clause(check)}" for check in (*same, *still_open))
         return Verdict(exit_code=0, sentence=f"The same: {found}.", checks=checks)
     if still_open:
-        found = "; ".join(f"{check.name}: {check.sentence}" for check in still_open)
+        found = "; ".join(f"{_clause(check)}" for check in still_open)
         return Verdict(exit_code=2, sentence=f"No verdict: {found}.", checks=checks)
     return Verdict(
         exit_code=0, sentence="Costs side by side; nothing was asked of the numbers.", checks=checks
     )
+
+
+def _clause(check: Check) -> str:
+    return f"{check.name}: {check.sentence.removesuffix('.')}"
