@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from pathlib import Path
 
 import msgspec
@@ -71,6 +72,13 @@ def test_dojo_is_within_its_formats_and_measured_is_told_from_modelled(tmp_path:
     assert record.numerics is not None
     formats = {row.b_stored.format for row in record.numerics.tensors}
     assert "cfloat8_1_4_3" in formats
+    cosines = [
+        1.0 if row.between.is_bitwise_equal else row.between.cosine
+        for row in record.numerics.tensors
+        if (row.kind, row.mode) == ("gradient", "free_running") and row.between.cosine is not None
+    ]
+    assert 0.1 < statistics.median(cosines) < 1
+    assert f"median cosine of {statistics.median(cosines):.4g} with a's" in record.verdict.sentence
     assert record.performance is not None
     step = next(row for row in record.performance.totals if row.name == "step time")
     assert (step.a_origin, step.b_origin) == ("MEASURED", "MODELLED")

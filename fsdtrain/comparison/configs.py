@@ -16,7 +16,7 @@ from fsdtrain.errors import UserError
 # Seeds are compared by the manifests; a backend's own seed is the run's.
 NOT_OF_THE_TRAINING = frozenset(("run_dir", "resume", "seed", "backend.seed", "num_report_clips"))
 ABSENT = "(absent)"
-MAX_JOINED = 6  # values of a group in one row
+MAX_JOINED = 4  # values of a group in one row
 # More is no configuration of ours, but references in YAML that multiply, or name themselves.
 MAX_FIELDS = 10_000
 MAX_DEPTH = 30
@@ -80,10 +80,10 @@ def _join_absent(found: Sequence[ConfigDifference]) -> Iterator[ConfigDifference
         if absent is None or len(rows) == 1:
             yield from rows
             continue
-        there = [
-            f"{row.field.removeprefix(f'{group}.')}={row.b if absent == 'a' else row.a}"
-            for row in rows
-        ]
+        values = {
+            row.field.removeprefix(f"{group}."): row.b if absent == "a" else row.a for row in rows
+        }
+        there = [f"{name}={value}" for name, value in values.items() if value != "null"]
         more = f", and {len(there) - MAX_JOINED} more" if len(there) > MAX_JOINED else ""
         text = ", ".join(there[:MAX_JOINED]) + more
         yield ConfigDifference(

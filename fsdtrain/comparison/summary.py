@@ -4,7 +4,7 @@ It does not know how the rows were found.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from fsdtrain.comparison.record import NumericsComparison, Outcome, TensorComparison
@@ -99,18 +99,26 @@ def _sentence(rows: Sequence[Row], first: TensorComparison | None, num_units: in
         return f"{name_divergence(first)}{others if num_outside > 1 else ''}."
     if all(row.tensor.between.is_bitwise_equal for row in rows):
         return f"a and b are bitwise equal in all {len(rows):,} tensors of {num_units:,} ops."
-    found = [_least_snr_db(row.tensor) for row in rows if row.tensor.mode == "teacher_forced"]
-    known = [snr for snr in found if snr is not None]
-    median = f", median {statistics.median(known):.0f} dB" if known else ""
-    return f"All {num_units:,} ops are within the bands of their formats on both sides{median}."
+    return (
+        f"All {num_units:,} ops are within the bands of their formats on both sides{_drift(rows)}."
+    )
 
 
-def _least_snr_db(tensor: TensorComparison) -> float | None:
-    return min(_known(each.snr_db for each in (tensor.a, tensor.b)), default=None)
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _drift(rows: Sequence[Row]) -> str:
+    """How far errors that add up turn the gradients; bands allow that, and a reader wants it."""
+    gradients = [
+        row.tensor.between
+        for row in rows
+        if row.tensor.kind == "gradient" and row.tensor.mode == "free_running"
+    ]
+    cosines = [1.0 if each.is_bitwise_equal else each.cosine for each in gradients]
+    known = [cosine for cosine in cosines if cosine is not None]
+    if not known:
+        return ""
+    return (
+        f"; free-running, the gradients of b's weights have a median cosine of "
+        f"{statistics.median(known):.4g} with a's"
+    )
 
 
 def describe(unit: Unit) -> str:

@@ -50,13 +50,12 @@ def write_pages(folder: Path) -> tuple[Path, ...]:
         ]
     if (folder / "plan.json").exists():
         written.append(write_plan_page(folder))
-    has_profile = (folder / "profile.json").exists()
-    if has_profile:
+    if (folder / "profile.json").exists():
         written.append(write_profile_page(folder))
     is_run = (folder / "manifest.json").exists()
-    # A profile has a manifest as well, but neither curves nor final figures.
+    # Profiles and plans have a manifest as well, but neither curves nor final figures.
     is_trained = any((folder / name).exists() for name in ("metrics.csv", "results.json"))
-    if is_run and (is_trained or not has_profile):
+    if is_run and (is_trained or not written):
         written.append(write_report(folder))
     if not written:
         raise UserError(

@@ -297,10 +297,11 @@ def test_what_is_no_configuration_is_refused(text: str, words: str) -> None:
 
 def test_a_group_that_one_side_lacks_is_one_row() -> None:
     roles = {f"backend.recipe.role_{number}.format": "bf16" for number in range(9)}
+    roles["backend.recipe.unset"] = None
     b = as_yaml({**read_fields(A, ""), "backend.name": "dojo", **roles})
     found = {each.field: each for each in config_differences(A, b)}
     assert set(found) == {"backend.name", "backend.recipe"}
     assert found["backend.recipe"].a == "(absent)"
     assert found["backend.recipe"].b.startswith("role_0.format=bf16, role_1.format=bf16, ")
-    assert found["backend.recipe"].b.endswith("and 3 more")
+    assert found["backend.recipe"].b.endswith("and 5 more")
     assert config_differences(b, A)[-1].b == "(absent)"
