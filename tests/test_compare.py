@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 from omegaconf import OmegaConf
+from small_model import SMALL
 
 from fsdtrain.__main__ import main
 from fsdtrain.compare import _as_fit
@@ -20,19 +21,6 @@ from fsdtrain.settings import read_settings
 pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 
 Capture = pytest.CaptureFixture[str]
-# Milliseconds a step: what is compared is the recipe, not the model.
-SMALL = (
-    "experiment=smoke",
-    "data.fleet.num_cameras=2",
-    "model.image_size=[16,32]",
-    "model.grid.cell_m=4.8",
-    "model.network.stage_channels=[4,4,8]",
-    "model.network.lift_channels=4",
-    "model.network.encoder_channels=[4,8]",
-    "model.heads.path.channels=4",
-    "model.heads.path.hidden=8",
-    "data.crop_top=0",
-)
 
 
 def compared(tmp_path: Path, *arguments: str, code: int) -> CompareRecord:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from small_model import SMALL
 
 from fsdtrain.__main__ import main
 from fsdtrain.planning.record import read_plan
@@ -10,17 +11,6 @@ from fsdtrain.planning.record import read_plan
 pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 
 Capture = pytest.CaptureFixture[str]
-SMALL = (
-    "experiment=smoke",
-    "data.fleet.num_cameras=2",
-    "model.image_size=[16,32]",
-    "model.grid.cell_m=4.8",
-    "model.network.stage_channels=[4,4,8]",
-    "model.network.lift_channels=4",
-    "model.network.encoder_channels=[4,8]",
-    "model.heads.path.channels=4",
-    "model.heads.path.hidden=8",
-)
 
 
 def test_a_plan_is_written_and_printed(tmp_path: Path, capsys: Capture) -> None:

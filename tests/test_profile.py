@@ -264,8 +264,14 @@ def test_the_record_can_be_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "is version 1 of the record, and this fsdtrain reads version 2: profile"),
-        ({"schema": "another"}, "Invalid enum value 'another'"),
+        (
+            {"version": 1},
+            "of version 1, and this fsdtrain reads 'fsdtrain-profile' of version 2: profile",
+        ),
+        (
+            {"schema": "another"},
+            "is 'another' of version 2, and this fsdtrain reads 'fsdtrain-profile'",
+        ),
         ({"profile": {}}, "missing required field `backend`"),
     ],
 )

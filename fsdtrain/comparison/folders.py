@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from fsdtrain.comparison.configs import config_differences, read_fields
@@ -21,7 +20,6 @@ from fsdtrain.engine.metrics_file import Curve, read_curves
 from fsdtrain.engine.run_record import (
     Manifest,
     Results,
-    read_json,
     read_manifest,
     read_results,
 )
@@ -77,7 +75,6 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: interrupted, truncated, of another schema, changed, or its loss is not finite.
     """
-    _check_version(folder / "manifest.json")
     manifest = read_manifest(folder)
     config_yaml = _read_config(folder, manifest)
     if not (folder / "results.json").exists():
@@ -85,7 +82,6 @@ def read_run(folder: Path) -> Run:
             f"{folder} has no results.json: the run was interrupted{_progress(folder)}; finish it "
             f"with resume=last run_dir={folder}"
         )
-    _check_version(folder / "results.json")
     fields = read_fields(config_yaml, folder / "config.yaml")
     curves = _read_curves(folder)
     losses = curves.get(LOSS)
@@ -255,26 +251,6 @@ def _progress(folder: Path) -> str:
     path = folder / "metrics.csv"
     curve = read_curves(path).get(LOSS) if path.exists() else None
     return f" after step {curve.steps[-1]}" if curve is not None else " before its first loss"
-
-
-class _Header(msgspec.Struct):
-    schema: str
-    version: int
-
-
-# What this fsdtrain writes and reads.
-_VERSIONS = {"manifest.json": ("fsdtrain-run", 1), "results.json": ("fsdtrain-results", 1)}
-
-
-def _check_version(path: Path) -> None:
-    header = read_json(path, _Header)
-    schema, version = _VERSIONS[path.name]
-    if (header.schema, header.version) != (schema, version):
-        raise UserError(
-            f"{path} is {header.schema!r} of version {header.version}, and this fsdtrain reads "
-            f"{schema!r} of version {version}: compare with the fsdtrain that wrote it, or train "
-            "again"
-        )
 
 
 def _number(fields: dict[str, object], name: str) -> int:

@@ -9,8 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from fsdtrain.engine.run_record import Manifest, read_json
-from fsdtrain.errors import UserError
+from fsdtrain.engine.run_record import Manifest, read_record
 from fsdtrain.step_profile import Origin, StepProfile
 
 RECORD_VERSION: Final = 1
@@ -385,16 +384,4 @@ def read_comparison(folder: Path) -> CompareRecord:
     Raises:
         UserError: it is missing, or of another schema or version.
     """
-    path = folder / "compare.json"
-    header = read_json(path, _Header)
-    if header.version != RECORD_VERSION:
-        raise UserError(
-            f"{path} is version {header.version} of the record, and this fsdtrain reads version "
-            f"{RECORD_VERSION}: compare again"
-        )
-    return read_json(path, CompareRecord)
-
-
-class _Header(msgspec.Struct):
-    schema: Literal["fsdtrain-compare"]
-    version: int
+    return read_record(folder / "compare.json", CompareRecord, remedy="compare again")

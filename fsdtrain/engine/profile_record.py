@@ -5,8 +5,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from fsdtrain.engine.run_record import read_json
-from fsdtrain.errors import UserError
+from fsdtrain.engine.run_record import read_record
 from fsdtrain.step_profile import StepProfile
 
 RECORD_VERSION: Final = 2
@@ -23,16 +22,4 @@ class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_profile(run_dir: Path) -> ProfileRecord:
     """The profile in a run folder; UserError where it is missing or of another schema."""
-    path = run_dir / "profile.json"
-    header = read_json(path, _Header)
-    if header.version != RECORD_VERSION:
-        raise UserError(
-            f"{path} is version {header.version} of the record, and this fsdtrain reads version "
-            f"{RECORD_VERSION}: profile the step again"
-        )
-    return read_json(path, ProfileRecord)
-
-
-class _Header(msgspec.Struct):
-    schema: Literal["fsdtrain-profile"]
-    version: int
+    return read_record(run_dir / "profile.json", ProfileRecord, remedy="profile the step again")

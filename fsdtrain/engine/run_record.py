@@ -32,6 +32,7 @@ from fsdtrain.step_profile import Origin
 
 StructType = TypeVar("StructType", bound=msgspec.Struct)
 
+TRAIN_AGAIN = "read it with the fsdtrain that wrote it, or train again"
 REPORTED_PACKAGES = ("fsdtrain", "torch", "lightning", "numpy", "webdataset", "av", "hydra-core")
 
 
@@ -174,12 +175,39 @@ def write_json(path: Path, value: msgspec.Struct) -> None:
 
 def read_manifest(run_dir: Path) -> Manifest:
     """The manifest of a finished or running run; UserError where it is none."""
-    return read_json(run_dir / "manifest.json", Manifest)
+    return read_record(run_dir / "manifest.json", Manifest, remedy=TRAIN_AGAIN)
 
 
 def read_results(run_dir: Path) -> Results:
     """The final figures of a run; UserError where they are missing or of another schema."""
-    return read_json(run_dir / "results.json", Results)
+    return read_record(run_dir / "results.json", Results, remedy=TRAIN_AGAIN)
+
+
+def read_record(path: Path, kind: type[StructType], *, remedy: str) -> StructType:
+    """Read a record whose `schema` and `version` have to be the defaults of `kind`.
+
+    Args:
+        path: of the JSON file.
+        kind: of the record.
+        remedy: what to do about one of another version: "profile the step again".
+
+    Raises:
+        UserError: it is missing, damaged, or of another schema or version.
+    """
+    header = read_json(path, _Header)
+    known = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    schema, version = known["schema"], known["version"]
+    if (header.schema, header.version) != (schema, version):
+        raise UserError(
+            f"{path} is {header.schema!r} of version {header.version}, and this fsdtrain reads "
+            f"{schema!r} of version {version}: {remedy}"
+        )
+    return read_json(path, kind)
+
+
+class _Header(msgspec.Struct):
+    schema: str
+    version: int
 
 
 def read_json(path: Path, kind: type[StructType]) -> StructType:

@@ -11,8 +11,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from fsdtrain.engine.run_record import read_json
-from fsdtrain.errors import UserError
+from fsdtrain.engine.run_record import read_record
 from fsdtrain.planning.calibration_fit import SharedRing
 from fsdtrain.planning.fleet import Figure, NetworkLevel
 
@@ -161,18 +160,7 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         UserError: it is missing, or of another schema or version.
     """
-    header = read_json(path, _Header)
-    if header.version != RECORD_VERSION:
-        raise UserError(
-            f"{path} is version {header.version} of the record, and this fsdtrain reads version "
-            f"{RECORD_VERSION}: calibrate again"
-        )
-    return read_json(path, Calibration)
-
-
-class _Header(msgspec.Struct):
-    schema: Literal["fsdtrain-all-reduce"]
-    version: int
+    return read_record(path, Calibration, remedy="calibrate again")
 
 
 def to_level(

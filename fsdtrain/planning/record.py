@@ -9,8 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from fsdtrain.engine.run_record import read_json
-from fsdtrain.errors import UserError
+from fsdtrain.engine.run_record import read_record
 from fsdtrain.step_profile import Origin
 
 RECORD_VERSION: Final = 1
@@ -198,16 +197,4 @@ def read_plan(folder: Path) -> PlanRecord:
     Raises:
         UserError: it is missing, or of another schema or version.
     """
-    path = folder / "plan.json"
-    header = read_json(path, _Header)
-    if header.version != RECORD_VERSION:
-        raise UserError(
-            f"{path} is version {header.version} of the record, and this fsdtrain reads version "
-            f"{RECORD_VERSION}: plan again"
-        )
-    return read_json(path, PlanRecord)
-
-
-class _Header(msgspec.Struct):
-    schema: Literal["fsdtrain-plan"]
-    version: int
+    return read_record(folder / "plan.json", PlanRecord, remedy="plan again")

@@ -233,12 +233,17 @@ def test_real_processes_sum_over_gloo_and_leave() -> None:
     assert len(results) == 2
     for result in results:
         cases = [(each.round, each.num_bytes) for each in result.samples]
-        assert sorted(cases) == [(number, size) for number in range(2) for size in TINY.sizes]
+        # A quick machine has time for more rounds than it must make; all of them are whole.
+        num_rounds = 1 + max(number for number, _ in cases)
+        assert num_rounds >= TINY.min_rounds
+        rounds = [(number, size) for number in range(num_rounds) for size in TINY.sizes]
+        assert sorted(cases) == rounds
         assert all(each.time_s > 0 for each in result.samples)
         assert result.core_use.wall_s > 0
-    assert [each.calls for each in results[0].samples] == [
-        each.calls for each in results[1].samples
-    ]
+    first, second = (
+        [(each.round, each.num_bytes, each.calls) for each in result.samples] for result in results
+    )
+    assert first == second, "both take part in the same sums"
 
 
 @pytest.mark.slow
