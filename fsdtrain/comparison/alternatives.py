@@ -12,10 +12,15 @@ from torch import Tensor
 
 Exactly = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 
-# Ops whose result depends on the axis that they run along.
-_ALONG_AN_AXIS: Final = (
-    "softmax", "sum", "mean", "amax", "amin", "max", "min", "cumsum", "norm", "var", "std", "cat",
-)  # fmt: skip
+# Ops whose result depends on the axis that they run along, and that take any shape. Not those which
+# hold sizes or indices of their own: native_group_norm and pooling's backward pass believe them
+# unchecked, and would write beyond a tensor of another shape.
+_ALONG_AN_AXIS: Final = {
+    "aten._softmax", "aten._log_softmax", "aten._softmax_backward_data",
+    "aten._log_softmax_backward_data", "aten.sum", "aten.mean", "aten.prod", "aten.amax",
+    "aten.amin", "aten.max", "aten.min", "aten.cumsum", "aten.cumprod", "aten.logsumexp",
+    "aten.linalg_vector_norm", "aten.norm", "aten.var", "aten.std", "aten.var_mean", "aten.cat",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ def along_other_axes(context: Context) -> Iterator[Tensor]:
     """The op of its input with two axes swapped, swapped back or not; of ops that have an axis."""
     if context.exactly is None or not context.inputs:
         return
-    if not any(word in context.op for word in _ALONG_AN_AXIS):
+    if context.op not in _ALONG_AN_AXIS:
         return
     first, *others = context.inputs
     for i, j in itertools.combinations(range(first.ndim), 2):

@@ -79,6 +79,21 @@ def test_a_sum_along_another_axis_has_another_shape() -> None:
     assert cause == "has shape [6] where the reference has [4]: the op ran along another axis"
 
 
+@pytest.mark.parametrize(
+    "op", ["aten.native_group_norm", "aten.max_pool2d_with_indices_backward", "aten.minimum"]
+)
+def test_ops_that_believe_their_sizes_are_not_run_on_other_shapes(op: str) -> None:
+    """group_norm of a tensor with two axes swapped writes beyond its result."""
+
+    def never(inputs: Sequence[Tensor]) -> tuple[Tensor]:
+        raise AssertionError(f"{op} of {[list(each.shape) for each in inputs]}")
+
+    context = Context(op=op, exactly=never, inputs=(tensor(2, 6, 5),))
+    reference = tensor(2, 6, 5)
+    cause = find_cause(reference, reference + 0.3 * reference.roll(1, 0), FLOAT32, context=context)
+    assert cause.startswith("differs from the reference: ")
+
+
 def test_a_stale_operand_is_named() -> None:
     x, weight, earlier = tensor(5, 6), tensor(6, 3), tensor(6, 3, mean=0.1)
     context = Context(
