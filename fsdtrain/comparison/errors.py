@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fsdtrain.comparison.dot import dot
-from fsdtrain.comparison.number_formats import Floats, Grid, find_format, grid_of, spacing
-from fsdtrain.comparison.record import Errors, StoredTensor, Ulps
+from fsdtrain.comparison.number_formats import Floats, Grid, spacing
+from fsdtrain.comparison.record import Errors, Ulps
 
 CHUNK: Final = 1 << 14  # elements: all arrays of a chunk stay in the second-level cache
 DEFAULT_TOLERANCE: Final = 1e-3
@@ -109,30 +109,6 @@ def compare_tensors(
         scale=shortened(_scale(sums)),
         nan_share=sums.num_lost / sums.num_elements,
         ulps=None if ulps_of is None else _ulps(references, numbers, ulps_of),
-    )
-
-
-def measure_storage(reference: Tensor, x: Tensor, format: str) -> StoredTensor:
-    """What storing in `format` did to a tensor whose exact values `reference` has.
-
-    Shares are None for what is no float. Saturated: |x| is the tensor's largest magnitude, and the
-    reference is larger by more than half a step, or infinite.
-    """
-    if not reference.is_floating_point() or not reference.numel() or format == "float32":
-        return StoredTensor(format=format)
-    references, numbers = as_floats(reference), as_floats(x)
-    magnitudes = np.abs(numbers)
-    underflowed = float(np.mean((magnitudes == 0) & (references != 0)))
-    finite = magnitudes[np.isfinite(magnitudes)]
-    if not finite.size:
-        return StoredTensor(format=format, underflowed_share=underflowed)
-    largest = float(finite.max())
-    step = float(spacing(np.array([largest]), grid_of(find_format(format), largest))[0])
-    is_clamped = (np.abs(references) > largest + 1.001 * step) & (magnitudes == largest)
-    return StoredTensor(
-        format=format,
-        saturated_share=float(np.mean(is_clamped)),
-        underflowed_share=underflowed,
     )
 
 

@@ -68,7 +68,7 @@ def find_cause(
         or _multiple(sums)
         or _shifted(sums)
         or _reordered(reference, x, format, sums)
-        or _clamped(references, numbers)
+        or _clamped(references, numbers, format)
         or _by_statistics(sums, fault)
         or _in_part(references, numbers, format)
         or _by_numbers(sums)
@@ -187,12 +187,16 @@ def _why_of_this_shape(x: Tensor, format: NumberFormat, context: Context | None)
     return ": the op ran along another axis" if is_found else ""
 
 
-def _clamped(references: Floats, numbers: Floats) -> str:
-    """Where the error is, the tensor has its largest magnitude, and the reference a larger one."""
+def _clamped(references: Floats, numbers: Floats, format: NumberFormat) -> str:
+    """Where the error is, the tensor has its largest magnitude, and the reference a larger one.
+
+    One number alone is the largest by chance, unless the format has none that is larger.
+    """
     magnitudes = np.abs(numbers)
     largest = float(magnitudes.max(initial=0.0))
     is_clamped = (magnitudes == largest) & (np.abs(references) > 1.1 * largest)
-    if not is_clamped.any():
+    is_by_chance = is_clamped.sum() == 1 and largest != grid_of(format, largest).max_finite
+    if not is_clamped.any() or is_by_chance:
         return ""
     squares = (numbers - references) ** 2
     if squares[is_clamped].sum() < _EXPLAINED * squares.sum():

@@ -59,11 +59,18 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredTensor(msgspec.Struct, frozen=True, kw_only=True):
-    """How one side stores a tensor, and what that did to it."""
+    """How one side stores a tensor, and what that did to it.
 
-    format: str  # "float32", "bf16", "cfloat8_1_4_3"
+    Args:
+        format: "float32", "bf16", "cfloat8_1_4_3".
+        saturated_share: had to be clamped to the largest value; None: float32, or the values before
+            they were stored are not known, as in the free run.
+        underflowed_share: were not zero, but too small, and became zero; None: likewise.
+    """
+
+    format: str
     saturated_share: float | None = None
-    underflowed_share: float | None = None  # were not zero in the reference and are here
+    underflowed_share: float | None = None
 
 
 class TensorComparison(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from fsdtrain.comparison.alternatives import Context
 from fsdtrain.comparison.bands import DRIFT_MARGIN_DB, FLOAT32_MARGIN_DB, default_snr_db
-from fsdtrain.comparison.errors import (
-    compare_tensors,
-    measure_storage,
-    shortened,
-)
+from fsdtrain.comparison.errors import compare_tensors, shortened
 from fsdtrain.comparison.finding import find_cause
 from fsdtrain.comparison.judgement import Judgement, band_snr_db, format_of, judge, judge_meaning
 from fsdtrain.comparison.lockstep import UnitEvidence
@@ -32,6 +28,7 @@ from fsdtrain.comparison.record import (
     TensorComparison,
     TensorKind,
 )
+from fsdtrain.comparison.storage import measure_storage
 from fsdtrain.comparison.teacher import Store, formats_of
 
 _FLOAT32: Final = find_format("float32")
@@ -86,6 +83,7 @@ class UnitRows:
             name,
             kind,
             tensors,
+            stored={side: self._stored(side, name, store) for side, store in stores.items()},
             band=min(bands, default=None),
             excess_db={side: judged[side][0].excess_db for side in SIDES},
             clauses={
@@ -174,6 +172,8 @@ class UnitRows:
             name,
             kind,
             tensors,
+            # What a side's own values were before it stored them is not known.
+            stored={side: StoredTensor(format=self._format(side, name)) for side in SIDES},
             band=min(known, default=None),
             excess_db=excess,
             clauses=clauses,
@@ -201,17 +201,15 @@ class UnitRows:
         kind: TensorKind,
         tensors: Mapping[Side, Tensor | None],
         *,
+        stored: Mapping[Side, StoredTensor],
         band: float | None,
         excess_db: Mapping[Side, float],
         clauses: Mapping[Side, str],
     ) -> Row:
         unit, reference = self.evidence.unit, self.evidence.reference[name]
-        formats = {
-            side: _stored_format(unit.sides[side].formats[name], reference) for side in SIDES
-        }
+        formats = {side: each.format for side, each in stored.items()}
         worst = [find_format(each) for side in SIDES for each in formats_of(unit.sides[side])]
         errors = self._errors(name, tensors, formats, 10 ** (-default_snr_db(*worst) / 20))
-        a, b = (_stored(reference, tensors[side], formats[side]) for side in SIDES)
         tensor = TensorComparison(
             mode=mode,
             kind=kind,
@@ -221,8 +219,8 @@ class UnitRows:
             line=unit.line,
             shape=tuple(reference.shape),
             order=self.evidence.order,
-            a_stored=a,
-            b_stored=b,
+            a_stored=stored["a"],
+            b_stored=stored["b"],
             a=errors[0],
             b=errors[1],
             between=errors[2],
@@ -231,6 +229,16 @@ class UnitRows:
             finding="; ".join(f"{side} {clause}" for side, clause in clauses.items()),
         )
         return Row(tensor=tensor, excess_db=max(excess_db.values()))
+
+    def _format(self, side: Side, name: str) -> str:
+        known = self.evidence.unit.sides[side].formats[name]
+        return known or str(self.evidence.reference[name].dtype).removeprefix("torch.")
+
+    def _stored(self, side: Side, name: str, store: Store | None) -> StoredTensor:
+        format = self._format(side, name)
+        if store is None or store.stored is None or store.stored.shape != store.exact.shape:
+            return StoredTensor(format=format)
+        return measure_storage(store.exact, store.stored, format)
 
     def _errors(
         self,
@@ -273,16 +281,6 @@ def _excess_db(errors: Errors, band: float | None, reference: Tensor) -> float:
         # No signal, or not finite where the reference is.
         return math.inf if errors.nan_share else -math.inf
     return band - errors.snr_db
-
-
-def _stored_format(format: str | None, reference: Tensor) -> str:
-    return format or str(reference.dtype).removeprefix("torch.")
-
-
-def _stored(reference: Tensor, x: Tensor | None, format: str) -> StoredTensor:
-    if x is None or x.shape != reference.shape:
-        return StoredTensor(format=format)
-    return measure_storage(reference, x, format)
 
 
 def _amax(tensor: Tensor) -> float:

@@ -18,13 +18,13 @@ from fsdtrain.comparison.errors import (
     as_floats,
     compare_tensors,
     is_bitwise_equal,
-    measure_storage,
     shortened,
 )
 from fsdtrain.comparison.finding import find_cause
 from fsdtrain.comparison.number_formats import find_format, grid_of, store_as
 from fsdtrain.comparison.record import SIDES, Errors, Mode, Side, StoredTensor, TensorComparison
 from fsdtrain.comparison.rows import Row
+from fsdtrain.comparison.storage import measure_storage
 
 State = Mapping[str, Tensor]
 # From gradients by weight to the state after one update: weights by name, moments by "weight.name".
@@ -147,8 +147,8 @@ class _Change:
             line="",
             shape=tuple(exact.shape),
             order=self.order,
-            a_stored=self._stored(exact, states["a"], formats["a"]),
-            b_stored=self._stored(exact, states["b"], formats["b"]),
+            a_stored=self._stored(mode, exact, states["a"], formats["a"]),
+            b_stored=self._stored(mode, exact, states["b"], formats["b"]),
             a=_compare(reference, a, formats["a"]),
             b=_compare(reference, b, formats["b"]),
             between=_compare(a, b, formats["b"]),
@@ -184,9 +184,10 @@ class _Change:
             return "is zero: it equals the value of the step before (stale weight)"
         return find_cause(reference, found, find_format("float32"))
 
-    def _stored(self, exact: Tensor, state: State, format: str) -> StoredTensor:
+    def _stored(self, mode: Mode, exact: Tensor, state: State, format: str) -> StoredTensor:
+        """In the free run the values before they are stored are the side's own, and not known."""
         after = state.get(self.name)
-        if after is None:
+        if after is None or mode == "free_running":
             return StoredTensor(format=format)
         return measure_storage(exact, after.cpu(), format)
 

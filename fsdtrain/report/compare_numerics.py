@@ -206,8 +206,8 @@ def _format_table(record: CompareRecord, rows: Sequence[TensorComparison]) -> Ta
     """What each format did to the tensors that are stored in it."""
     groups: dict[tuple[str, SideName, str], list[tuple[TensorComparison, StoredTensor]]] = {}
     for row in rows:
-        # A tensor of both modes is counted once.
-        if row.mode != "free_running":
+        # In the free run nobody knows what a tensor was before it was stored.
+        if row.mode != "teacher_forced":
             continue
         groups.setdefault((row.a_stored.format, "a", row.kind), []).append((row, row.a_stored))
         groups.setdefault((row.b_stored.format, "b", row.kind), []).append((row, row.b_stored))

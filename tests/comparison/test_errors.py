@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fsdtrain.comparison.errors import CHUNK, compare_tensors, measure_storage
+from fsdtrain.comparison.errors import CHUNK, compare_tensors
 from fsdtrain.comparison.number_formats import FLOAT32_GRID, find_format, grid_of
 from fsdtrain.comparison.record import Errors
 
@@ -188,16 +188,3 @@ def test_the_largest_ulp_of_a_large_tensor_is_not_left_out() -> None:
     assert errors.ulps is not None
     assert errors.ulps.max == pytest.approx(1e-3 * 2**23, rel=1e-3)
     assert errors.ulps.p50 == 0
-
-
-def test_storage_counts_what_is_clamped_and_what_becomes_zero() -> None:
-    reference = torch.tensor([0.0, 1e-9, 1.0, -5.0, 100.0, 0.5])
-    stored = torch.tensor([0.0, 0.0, 1.0, -4.0, 4.0, 0.5])
-    found = measure_storage(reference, stored, "cfloat8_1_4_3")
-    assert found.underflowed_share == pytest.approx(1 / 6)
-    assert found.saturated_share == pytest.approx(2 / 6)
-    healthy = torch.tensor([0.97, 1.0, 0.1])
-    rounded = measure_storage(healthy, healthy.bfloat16().float(), "bf16")
-    assert (rounded.saturated_share, rounded.underflowed_share) == (0.0, 0.0)
-    assert measure_storage(healthy, healthy, "float32").saturated_share is None
-    assert measure_storage(torch.ones(3, dtype=torch.int64), healthy, "bf16").format == "bf16"

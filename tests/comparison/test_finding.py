@@ -45,6 +45,16 @@ def test_a_clause_says_what_is_wrong(change: Callable[[Tensor], Tensor], clause:
     assert find_cause(reference.double(), change(reference), FLOAT32).startswith(clause)
 
 
+def test_one_number_that_is_wrong_is_not_called_saturated() -> None:
+    """The largest is 1.75 in place of 2.5; only where the format ends there, it had to be."""
+    reference = torch.tensor([0.5, -2.5, 1.0, 0.125, -1.0, 0.25])
+    x = reference.clamp(-1.75, 1.75)
+    cause = find_cause(reference, x, find_format("bf16"))
+    assert cause == "is wrong in 1 of 6 elements, and as expected elsewhere"
+    cause = find_cause(reference, x, find_format("cfloat8_1_5_2"))
+    assert cause == "is saturated at 1.75 in 1 of 6 elements"
+
+
 def test_what_is_not_there_is_missing() -> None:
     assert find_cause(tensor(3), None, FLOAT32) == "is missing"
 

@@ -205,6 +205,27 @@ def test_nan_of_the_reference_is_told_first() -> None:
         compare_numerics(broken["reference"], broken[CPU], broken[CPU])
 
 
+def test_what_storing_did_is_told_where_the_values_before_are_known() -> None:
+    """In the free run a side's values before it stores them are its own, and nobody's to know."""
+    rows = compare(graph(CPU), graph("cfp8")).tensors
+    shares = {
+        mode: [
+            (row.b_stored.saturated_share, row.b_stored.underflowed_share)
+            for row in rows
+            if row.mode == mode and row.b_stored.format in ("bf16", "cfloat8_1_4_3")
+        ]
+        for mode in ("teacher_forced", "free_running")
+    }
+    assert {saturated for saturated, _ in shares["teacher_forced"]} == {0.0}
+    assert set(shares["free_running"]) == {(None, None)}
+
+
+def test_a_dropped_gradient_does_not_underflow() -> None:
+    faulty = faults.with_fault(graph(DOJO), "mean", torch.zeros_like)
+    row = first(compare(graph(CPU), faulty))
+    assert row.b_stored.underflowed_share == 0
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.01])
 @pytest.mark.parametrize("name", [CPU, DOJO])
 def test_an_op_that_one_side_alone_has_is_part_of_what_it_computes(
