@@ -15,6 +15,7 @@ from fsdtrain_dojo.machine.quantity import Quantity
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.modelling import ModelledStep
 from fsdtrain_dojo.scale.slices import slice_machine
+from fsdtrain_dojo.timing.cost import Resource
 from fsdtrain_dojo.timing.costs import Costs
 from fsdtrain_dojo.timing.schedule_steps import schedule_steps
 
@@ -72,9 +73,25 @@ def _times(
             continue  # contradicts the other constants: rates that ports cannot feed, for one
         if modelled.machine is not whole:
             machine = slice_machine(machine, modelled.machine.levels[-1].name)
+        if _is_untouched(modelled, machine):
+            yield modelled.time.seconds
+            continue
         costs = _costs_like(modelled, machine)
         if costs.fabric.grid == modelled.program.grid:
             yield schedule_steps(modelled.program, costs).seconds
+
+
+def _is_untouched(modelled: ModelledStep, machine: Machine) -> bool:
+    """Whether the other machine differs only in what a schedule of this program never asks.
+
+    Power is no matter of time, nor are interfaces to a step that leaves nothing in their memory.
+    """
+    old = modelled.costs.machine
+    is_same_inside = (machine.node, machine.levels, machine.op_start_s) == (
+        old.node, old.levels, old.op_start_s
+    )  # fmt: skip
+    goes_outside = bool(modelled.time.busy_s.get(Resource.HBM))
+    return is_same_inside and (machine.interfaces == old.interfaces or not goes_outside)
 
 
 def _costs_like(modelled: ModelledStep, machine: Machine) -> Costs:

@@ -18,13 +18,14 @@ TILE = {
     "missing_nodes": 0,
 }  # fmt: skip
 MACHINES = {"tile": TILE, "a100": {"name": "a100"}, "tpu_v3": {"name": "tpu_v3"}}
+SPILLING = {**TILE, "sram_kb": 4}  # moves values out of the nodes and back
 # More of these is never quicker.
 WAITS = ("_ns", "_latency_cycles", "matrix_load_cycles")
 
 
 @functools.cache
 def modelled(name: str) -> ModelledStep:
-    return model_step(training_graph(), read_machine(MACHINES[name]))
+    return model_step(training_graph(), read_machine(MACHINES.get(name, SPILLING)))
 
 
 @functools.cache
@@ -81,9 +82,10 @@ def test_energy_has_no_part_in_time(name):
         assert each.step_time_at_high_s is None
 
 
-def test_times_are_those_of_the_program_on_a_machine_built_anew():
-    step = modelled("tile")
-    for each in found("tile"):
+@pytest.mark.parametrize("name", ["tile", "spilling"])
+def test_times_are_those_of_the_program_on_a_machine_built_anew(name):
+    step = modelled(name)
+    for each in found(name):
         if each.step_time_at_low_s is None:
             continue
         for value, seconds in (
@@ -92,6 +94,12 @@ def test_times_are_those_of_the_program_on_a_machine_built_anew():
             machine = with_constants(step.machine, {each.name: value})
             anew = schedule_steps(step.program, Costs(machine)).seconds
             assert seconds == pytest.approx(anew, rel=1e-12), each.name
+
+
+def test_memory_outside_matters_only_to_a_step_that_uses_it():
+    for name, moves in (("tile", False), ("spilling", True)):
+        latency = next(each for each in found(name) if each.name == "hbm_latency_ns")
+        assert (latency.step_time_at_low_s < latency.step_time_at_high_s) is moves
 
 
 def test_what_the_user_has_given_is_no_assumption():
