@@ -1,6 +1,7 @@
 """Fixtures for all tests: small clips made by hand, no files."""
 
 import functools
+import gc
 import logging
 import math
 import os
@@ -73,6 +74,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-browser", action="store_true", help="fail, not skip, where there is no Chromium"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Collecting garbage walks over all that is alive; modules and tests are, to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
