@@ -18,7 +18,7 @@ from fsdtrain.backend import load_backend
 from fsdtrain.build import build_datamodule, build_network, find_data, hash_data, move_step
 from fsdtrain.data.assignment import Share
 from fsdtrain.data.batch import ClipBatch
-from fsdtrain.data.shard import find_shards, read_index
+from fsdtrain.data.shard import find_shards, read_clip, read_index
 from fsdtrain.engine.loggers import quiet_logs
 from fsdtrain.engine.optimizer import build_optimizer
 from fsdtrain.engine.profile_record import read_profile
@@ -26,7 +26,6 @@ from fsdtrain.engine.run_record import prepare_run_folder, write_json
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.errors import UserError
 from fsdtrain.evaluate import record_run
-from fsdtrain.models.hydra_bev import HydraBev
 from fsdtrain.planning.device_step import Workload
 from fsdtrain.planning.fleet import Fleet
 from fsdtrain.planning.fleet_file import read_fleet
@@ -66,8 +65,8 @@ def plan(settings: PlanSettings, *, config_yaml: str) -> PlanRecord:
     datamodule = build_datamodule(settings, network, train, val)
     share = Share(batch_size=settings.data.batch_size)
     batch = next(iter(datamodule.loader("train", share)))
-    workload = _workload(settings, network, batch, train)
-    question = _question(settings, workload)
+    workload = _workload(settings, TrainingStep(network), batch, train)
+    question = _question(settings, workload, batch)
     check_question(question)
 
     machines = {name: _machine(settings, fleet, batch) for name, fleet in fleets.items()}
@@ -133,10 +132,11 @@ def _machine(settings: PlanSettings, fleet: Fleet, batch: ClipBatch) -> PlannedM
     )
 
 
-def _workload(settings: PlanSettings, network: HydraBev, batch: ClipBatch, train: str) -> Workload:
+def _workload(settings: PlanSettings, step: TrainingStep, batch: ClipBatch, train: str) -> Workload:
+    # Named as in the step, whose profile tells layers by these names.
     shapes = {
         name: tuple(weight.shape)
-        for name, weight in network.named_parameters()
+        for name, weight in step.named_parameters()
         if weight.requires_grad
     }
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -147,8 +147,17 @@ def _workload(settings: PlanSettings, network: HydraBev, batch: ClipBatch, train
         f"{rows}x{columns}, {settings.model.num_frames} frames",
         parameter_shapes=shapes,
         sample_bytes=_bytes_of_a_clip(train),
-        images_per_sample=float(num_cameras * settings.model.num_frames),
+        pixels_per_sample=_pixels_of_a_window(settings, train),
     )
+
+
+def _pixels_of_a_window(settings: PlanSettings, train: str) -> float:
+    """To decode: a stream is decoded from its first frame to the last of the window."""
+    shard = find_shards(train)[0]
+    clip = read_clip(shard, read_index(shard).clips[0], cameras=settings.data.cameras)
+    seen = (settings.model.num_frames - 1) * settings.data.frame_stride + 1
+    num_frames = (seen + clip.meta.num_frames) / 2  # windows begin anywhere in the clip
+    return num_frames * sum(each.height * each.width for each in clip.rig.cameras.values())
 
 
 def _bytes_of_a_clip(train: str) -> float:
@@ -157,8 +166,9 @@ def _bytes_of_a_clip(train: str) -> float:
     return sum(index.size_bytes for index in indices) / sum(index.num_clips for index in indices)
 
 
-def _question(settings: PlanSettings, workload: Workload) -> Question:
+def _question(settings: PlanSettings, workload: Workload, batch: ClipBatch) -> Question:
     days = settings.target_days
+    num_cameras = batch.intrinsics_BN33.shape[1]
     return Question(
         num_samples=settings.num_samples,
         num_epochs=settings.num_epochs,
@@ -167,6 +177,7 @@ def _question(settings: PlanSettings, workload: Workload) -> Question:
         budget=settings.budget,
         currency=settings.currency,
         sample_bytes=workload.sample_bytes,
-        images_per_sample=workload.images_per_sample,
+        images_per_sample=float(num_cameras * settings.model.num_frames),
+        pixels_per_sample=workload.pixels_per_sample,
         max_global_batch=settings.max_global_batch,
     )

@@ -28,6 +28,10 @@ def test_a_plan_is_written_and_printed(tmp_path: Path, capsys: Capture) -> None:
         assert machine.curve[-1].num_devices <= 10_000
     assert record.question.images_per_sample == 2 * 2
     assert record.question.sample_bytes
+    # Each stream is decoded from its first frame on, to see 2 of its 6.
+    assert record.question.pixels_per_sample == 2 * 48 * 96 * (2 + 6) / 2
+    for machine in record.machines:
+        assert any("layer by layer" in note for note in machine.notes), "profile and weights match"
     hundred = next(each for each in record.press if each.name == "100 exaflops")
     assert any(round(line.value) == 276_243 for line in hundred.lines)
     printed = capsys.readouterr().out

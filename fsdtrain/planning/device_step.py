@@ -27,7 +27,7 @@ class Workload:
         wire_bytes: of one element of a gradient on the network; 4 is FP32.
         state_bytes: of one parameter in a checkpoint: 12 is FP32 with two moments of AdamW.
         sample_bytes: of a sample in storage; None: not known, and not counted.
-        images_per_sample: to decode; None: not known, and not counted.
+        pixels_per_sample: to decode; None: not known, and not counted.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Workload:
     wire_bytes: float = 4.0
     state_bytes: float = 12.0
     sample_bytes: float | None = None
-    images_per_sample: float | None = None
+    pixels_per_sample: float | None = None
 
     @property
     def num_parameters(self) -> int:

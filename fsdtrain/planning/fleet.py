@@ -22,7 +22,7 @@ UNITS: dict[str, tuple[str, float]] = {
     "_gb_per_s": ("GB/s", 1e9),
     "_us": ("us", 1e-6),
     "_hours": ("h", 3600.0),
-    "_images_per_s": ("images/s", 1.0),
+    "_megapixels_per_s": ("Mpixel/s", 1e6),
     "_s": ("s", 1.0),
     "_watts": ("W", 1.0),
     "_share": ("share", 1.0),
@@ -94,7 +94,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         straggler_share: standard deviation of one device's step time over its mean.
         storage_gb_per_s: that all devices together read at.
         node_input_gb_per_s: that a node reads at.
-        node_decode_images_per_s: that a node's hosts and decoders turn into input.
+        node_decode_megapixels_per_s: that a node's hosts and decoders turn into input.
         device_price_per_hour: in the currency of the question.
         energy_price_per_kwh: in the currency of the question.
         notes: what a reader of any plan of it must know.
@@ -115,7 +115,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     straggler_share: Figure | None = None
     storage_gb_per_s: Figure | None = None
     node_input_gb_per_s: Figure | None = None
-    node_decode_images_per_s: Figure | None = None
+    node_decode_megapixels_per_s: Figure | None = None
     device_price_per_hour: Figure | None = None
     energy_price_per_kwh: Figure | None = None
     notes: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 FIGURE_NAMES = (
     "device_watts", "node_watts", "pue", "device_mtbf_hours", "restart_s", "checkpoint_start_s",
     "checkpoint_gb_per_s", "straggler_share", "storage_gb_per_s", "node_input_gb_per_s",
-    "node_decode_images_per_s", "device_price_per_hour", "energy_price_per_kwh",
+    "node_decode_megapixels_per_s", "device_price_per_hour", "energy_price_per_kwh",
 )  # fmt: skip
 LEVEL_FIGURE_NAMES = ("latency_us", "bandwidth_gb_per_s")
 

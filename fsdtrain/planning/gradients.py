@@ -50,8 +50,8 @@ def schedule_gradients(
     """The schedule of a step's gradients.
 
     A parameter's gradient is ready when the last op of its layer's backward pass ends. Where the
-    profile has no times of that, gradients come evenly over the backward pass, the last layers'
-    first; where it does not even know the phases, all come at the end of the step.
+    profile has no times of these layers, gradients come evenly over the backward pass, the last
+    layers' first; where it does not even know the phases, all come at the end of the step.
 
     Args:
         profile: of the step.
@@ -64,9 +64,12 @@ def schedule_gradients(
     ends = _layer_ends(backward)
     if not ends:
         return _evenly(profile, parameter_bytes)
+    layers = {name: name.rpartition(".")[0] for name in parameter_bytes}
+    if ends.keys().isdisjoint(layers.values()):
+        return _evenly(profile, parameter_bytes)
     last = max(ends.values())
     gradients = [
-        Gradient(num_bytes=num_bytes, ready_s=ends.get(name.rpartition(".")[0], last))
+        Gradient(num_bytes=num_bytes, ready_s=ends.get(layers[name], last))
         for name, num_bytes in parameter_bytes.items()
     ]
     return GradientSchedule(
@@ -96,7 +99,8 @@ def _evenly(profile: StepProfile, parameter_bytes: Mapping[str, float]) -> Gradi
     return GradientSchedule(
         gradients=tuple(_spread(parameter_bytes, start, seconds["backward"] * scale)),
         needed_s=start + seconds["backward"] * scale,
-        how="Gradients are taken to come evenly over the backward pass: the profile has no starts",
+        how="Gradients are taken to come evenly over the backward pass: the profile does not tell "
+        "when which layer ends",
     )
 
 

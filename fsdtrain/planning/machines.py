@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fsdtrain.errors import UserError
 from fsdtrain.planning.answers import answer, find_needed
-from fsdtrain.planning.curve import MOST_DEVICES, trace_curve
+from fsdtrain.planning.curve import MOST_DEVICES, quickest, trace_curve
 from fsdtrain.planning.device_step import DeviceStep, Workload, device_step
 from fsdtrain.planning.fleet import Fleet
 from fsdtrain.planning.provenance import fleet_figures
@@ -17,7 +17,8 @@ from fsdtrain.planning.scaling import Part, scale_point
 from fsdtrain.planning.sensitivity import find_sensitivities
 from fsdtrain.step_profile import StepProfile
 
-# Where nothing says how many devices are meant, sensitivities are told of so many.
+# Where nothing says how many devices are meant, sensitivities are told of about so many, or of as
+# many as train the quickest.
 SENSITIVITY_DEVICES = 1000
 
 
@@ -45,7 +46,7 @@ def check_question(question: Question) -> None:
     for name in ("num_samples", "num_epochs", "batch_per_device"):
         if not getattr(question, name) > 0:
             raise UserError(f"plan: {name}={getattr(question, name)}: must be above 0")
-    for name in ("target_s", "budget", "sample_bytes", "images_per_sample", "max_global_batch"):
+    for name in ("target_s", "budget", "sample_bytes", "pixels_per_sample", "max_global_batch"):
         value = getattr(question, name)
         if value is not None and not value > 0:
             raise UserError(f"plan: {name}={value}: must be above 0, or null if it is not asked")
@@ -108,7 +109,8 @@ def plan_machine(
         )
     needed = find_needed(point_of, curve, question, fleet.devices_per_node)
     curve = with_point(curve, needed)
-    shown = needed.num_devices if needed else _near(SENSITIVITY_DEVICES, curve)
+    most = min(SENSITIVITY_DEVICES, quickest(curve).point.num_devices)
+    shown = needed.num_devices if needed else _near(most, curve)
 
     def time_of(changed: DeviceStep, changed_fleet: Fleet) -> float | None:
         part = Part(step=changed, fleet=changed_fleet, num_devices=shown)
@@ -186,8 +188,8 @@ def notes_of(
             yield f"Fleet {part.fleet.name} does not tell {', '.join(missing)}: not counted."
     if workload.sample_bytes is None:
         yield "How many bytes a sample has in storage was not told: reading it is not counted."
-    if workload.images_per_sample is None:
-        yield "How many images a sample has was not told: decoding is not counted."
+    if workload.pixels_per_sample is None:
+        yield "How many pixels a sample has was not told: decoding is not counted."
     yield from _batch_notes(curve, question)
     if curve[-1].power_w is not None:
         yield (

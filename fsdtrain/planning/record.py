@@ -35,12 +35,14 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         num_samples: of the data set.
         num_epochs: over it.
-        batch_per_device: samples a device and step; kept as devices are added (weak scaling).
+        batch_per_device: samples a replica and step; kept as devices are added (weak scaling).
+            A device may hold several replicas.
         target_s: time to train that is asked for; None: not asked.
         budget: money that is asked for, in `currency`; None: not asked.
         currency: of all costs.
         sample_bytes: of a sample in storage; None: not told.
-        images_per_sample: to decode; None: not told.
+        images_per_sample: that the network sees; None: not told.
+        pixels_per_sample: to decode; None: not told.
         max_global_batch: the most samples of a step that are thought to train well; None: no limit
             was stated.
     """
@@ -53,6 +55,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     sample_bytes: float | None = None
     images_per_sample: float | None = None
+    pixels_per_sample: float | None = None
     max_global_batch: int | None = None
 
 
@@ -65,7 +68,7 @@ class ScalePoint(msgspec.Struct, frozen=True, kw_only=True):
         compute_s: of the step by itself on one device.
         exposed_s: exchange of gradients that is not hidden behind the backward pass.
         input_s: that the step waits for its data.
-        straggler_share: added to the step by the slowest device.
+        straggler_share: added to compute and exchange by the slowest device.
         failure_share: of the time, lost to checkpoints, restarts and repeated work (Young/Daly).
         checkpoint_interval_s: the best one.
         samples_per_s: useful ones.

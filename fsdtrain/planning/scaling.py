@@ -1,9 +1,10 @@
 """One step of many devices, and the training that it makes: every point of a scaling curve.
 
-    step = max(compute + exposed exchange, input) x (1 + wait for the slowest device)
+    step = max((compute + exposed exchange) x (1 + wait for the slowest device), input)
     training = samples / (samples a second x useful share of the time)
 
-The batch of a device stays as devices are added (weak scaling). All figures are MODELLED, but for
+Input is read ahead, so that it has the time for which devices wait for each other, too. The batch
+of a device stays as devices are added (weak scaling). All figures are MODELLED, but for
 the step of one device, which may have been measured.
 """
 
@@ -54,10 +55,11 @@ def scale_point(parts: Sequence[Part], workload: Workload, question: Question) -
         for part in parts
     )
     work_s = compute_s + network_s
-    input_s = max(0.0, _feed_s(parts, workload) - work_s)
     sigma = max(part.fleet.si("straggler_share") or 0.0 for part in parts)
     straggling = straggler_share(sigma, num_devices)
-    step_s = (work_s + input_s) * (1 + straggling)
+    worked_s = work_s * (1 + straggling)
+    input_s = max(0.0, _feed_s(parts, workload) - worked_s)
+    step_s = worked_s + input_s
     goodput = _goodput(parts, workload)
     if goodput.useful_share < LEAST_USEFUL:
         return None
@@ -67,7 +69,7 @@ def scale_point(parts: Sequence[Part], workload: Workload, question: Question) -
     lost: dict[Limit, float] = {
         "network": network_s,
         "input": input_s,
-        "stragglers": (work_s + input_s) * straggling,
+        "stragglers": work_s * straggling,
         "failures": step_s * (1 / goodput.useful_share - 1),
     }
     energy_j = _power(parts, is_limit=False, time_s=time_s)
@@ -94,7 +96,7 @@ def scale_point(parts: Sequence[Part], workload: Workload, question: Question) -
 
 def _feed_s(parts: Sequence[Part], workload: Workload) -> float:
     """Seconds in which the batches of one step come out of storage and decoders."""
-    sample_bytes, images = workload.sample_bytes or 0.0, workload.images_per_sample or 0.0
+    sample_bytes, pixels = workload.sample_bytes or 0.0, workload.pixels_per_sample or 0.0
     feeds = [0.0]
     stores = [each for part in parts if (each := part.fleet.si("storage_gb_per_s")) is not None]
     if stores:
@@ -106,7 +108,7 @@ def _feed_s(parts: Sequence[Part], workload: Workload) -> float:
             feeds.append(part.step.step_s + part.step.data_wait_s)
         for amount, name in (
             (in_node * sample_bytes, "node_input_gb_per_s"),
-            (in_node * images, "node_decode_images_per_s"),
+            (in_node * pixels, "node_decode_megapixels_per_s"),
         ):
             rate = part.fleet.si(name)
             if rate is not None:

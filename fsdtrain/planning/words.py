@@ -48,7 +48,7 @@ def limit_words(limit: Limit, bound: str) -> str:
 def describe_point(
     point: ScalePoint, question: Question, *, bound: str, devices_per_node: int = 1
 ) -> str:
-    """One sentence: "16 devices take 2.9 days at 93.1% efficiency; by then it is: ..."."""
+    """One sentence: "16 devices take 2.9 days at 93.1% efficiency; limited by ..."."""
     verb = "takes" if point.num_devices == 1 else "take"
     parts = [
         f"{devices(point.num_devices, devices_per_node)} {verb} {duration(point.time_to_train_s)} "
@@ -58,4 +58,4 @@ def describe_point(
         parts.append(f"on {amount(point.power_w, 'W')}")
     if point.cost is not None:
         parts.append(f"for {money(point.cost, question.currency)}")
-    return f"{', '.join(parts)}; by then it is: {limit_words(point.limit, bound)}."
+    return f"{', '.join(parts)}; limited by {limit_words(point.limit, bound)}."

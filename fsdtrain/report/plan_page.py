@@ -100,10 +100,11 @@ def make_plan_page(record: PlanRecord) -> PlanPage:
 def _question_facts(question: Question) -> tuple[Fact, ...]:
     limit = question.max_global_batch
     weight, images = question.sample_bytes, question.images_per_sample
+    pixels = question.pixels_per_sample
     return (
         Fact(label="Data set", value=f"{question.num_samples:,} samples"),
         Fact(label="Epochs", value=f"{question.num_epochs:g}"),
-        Fact(label="Batch of a device", value=f"{question.batch_per_device:,} samples"),
+        Fact(label="Batch of a replica", value=f"{question.batch_per_device:,} samples"),
         Fact(
             label="Largest batch that trains well",
             value="no limit stated" if limit is None else f"{limit:,} samples",
@@ -113,6 +114,10 @@ def _question_facts(question: Question) -> tuple[Fact, ...]:
             value="not told" if weight is None else with_prefix(weight, "B"),
         ),
         Fact(label="Pictures of a sample", value="not told" if images is None else f"{images:g}"),
+        Fact(
+            label="To decode for a sample",
+            value="not told" if pixels is None else with_prefix(pixels, "pixel"),
+        ),
         Fact(
             label="Time that is asked for",
             value="none" if question.target_s is None else duration(question.target_s),
@@ -141,12 +146,20 @@ def _answer(machine: MachinePlan, question: Question) -> AnswerCard:
         has_target=has_target,
         heading=heading,
         sentence=machine.sentence,
-        step=f"{in_seconds(machine.step_time_s)} a step of {question.batch_per_device:,} samples, "
+        step=f"{in_seconds(machine.step_time_s)} a step{_samples_of(machine)}, "
         f"bound by {machine.step_bound}",
         step_origin=machine.step_origin,
         facts=() if shown is None else _point_facts(shown, question),
         notes=machine.notes,
     )
+
+
+def _samples_of(machine: MachinePlan) -> str:
+    """Of one device, which may hold many replicas of the model: " of 100 samples"."""
+    first = machine.curve[0] if machine.curve else None
+    if first is None or first.samples_per_step is None:
+        return ""
+    return f" of {first.samples_per_step / first.num_devices:,g} samples"
 
 
 def _point_facts(point: ScalePoint, question: Question) -> tuple[Fact, ...]:
@@ -188,7 +201,7 @@ def _points_table(record: PlanRecord) -> Table:
         Column(heading="step", is_number=True),
         Column(heading="network", is_number=True, hint="exchange that is not hidden"),
         Column(heading="input", is_number=True, hint="that the step waits for its data"),
-        Column(heading="stragglers", is_number=True, hint="added to the step"),
+        Column(heading="stragglers", is_number=True, hint="added to compute and exchange"),
         Column(heading="failures", is_number=True, hint="of the time, by Young and Daly"),
         Column(heading="checkpoint every", is_number=True),
         Column(heading="power", is_number=True),

@@ -39,7 +39,7 @@ def summary_table(record: PlanRecord) -> Table:
     table.add_column("machine", overflow="fold")
     for heading in ("devices", "time", "efficiency", "power", "cost"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("by then it is", overflow="fold")
+    table.add_column("limited by", overflow="fold")
     for plan in record.machines:
         point = plan.needed or min(plan.curve, key=lambda each: each.time_to_train_s)
         missed = "" if plan.needed is not None or not _is_asked(question) else " (misses)"
@@ -73,7 +73,7 @@ def machine_parts(plan: MachinePlan, question: Question) -> Iterator[Table | Tex
 def curve_table(plan: MachinePlan, question: Question) -> Table:
     """The scaling curve; the needed point is marked. What takes more room is on the page."""
     table = _table(f"{plan.device}, {in_seconds(plan.step_time_s)} a step ({plan.step_origin})")
-    for heading in ("devices", "step", "samples/s", "time", "efficiency"):
+    for heading in ("devices", "batch", "step", "samples/s", "time", "efficiency"):
         table.add_column(heading, justify="right", no_wrap=True)
     has_cost = any(point.cost is not None for point in plan.curve)
     if has_cost:
@@ -91,6 +91,7 @@ def curve_table(plan: MachinePlan, question: Question) -> Table:
 def _curve_cells(point: ScalePoint) -> list[str]:
     return [
         f"{point.num_devices:,}",
+        NOTHING if point.samples_per_step is None else amount(point.samples_per_step, ""),
         in_seconds(point.step_s),
         amount(point.samples_per_s, ""),
         duration(point.time_to_train_s),

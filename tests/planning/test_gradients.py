@@ -18,8 +18,15 @@ def test_a_gradient_is_ready_when_its_layer_ends(profile: StepProfile) -> None:
 
 
 def test_a_layer_that_is_not_in_the_profile_comes_last(profile: StepProfile) -> None:
-    found = schedule_gradients(profile, {"other.weight": 5.0})
-    assert found.gradients[0].ready_s == found.needed_s == 0.9
+    found = schedule_gradients(profile, {"last.weight": 30.0, "other.weight": 5.0})
+    assert [each.ready_s for each in found.gradients] == [0.5, found.needed_s]
+    assert found.needed_s == 0.9
+
+
+def test_a_profile_of_other_layers_tells_only_the_phases(profile: StepProfile) -> None:
+    found = schedule_gradients(profile, {f"step.{name}": size for name, size in BYTES.items()})
+    assert "evenly" in found.how
+    assert found.gradients[0].ready_s < found.needed_s
 
 
 def test_without_starts_gradients_come_evenly(profile: StepProfile) -> None:

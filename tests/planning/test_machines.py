@@ -38,7 +38,7 @@ def test_the_fewest_devices_for_a_target(
         {each.num_devices for each in found.curve}
     )
     assert found.sentence == (
-        "51 devices take 2.72 hours at 100.0% efficiency; by then it is: the device's own memory."
+        "51 devices take 2.72 hours at 100.0% efficiency; limited by the device's own memory."
     )
     boxes = make_fleet(gb_per_s=1e12, devices_per_node=8)
     in_boxes = plan(profile, boxes, workload, make_question(target_s=9_999.0))
@@ -54,7 +54,7 @@ def test_a_target_that_nothing_meets(
     turning = make_fleet(device_mtbf_hours=30.0, restart_s=900.0, checkpoint_start_s=30.0)
     worse = plan(profile, turning, workload, make_question(target_s=1.0))
     assert worse.sentence.endswith("More devices make it slower.")
-    assert "by then it is: failures" in worse.sentence
+    assert "limited by failures" in worse.sentence
 
 
 def test_a_budget_buys_the_quickest_that_it_can_pay(
@@ -89,7 +89,7 @@ def test_notes_say_what_is_not_counted_and_when_batches_grow_too_large(
     assert "From 316 devices on, a step has 1,264 samples or more, beyond the data set" in (
         " ".join(notes)
     )
-    told = replace(workload, sample_bytes=1e6, images_per_sample=6.0)
+    told = replace(workload, sample_bytes=1e6, pixels_per_sample=6e6)
     measured = replace(profile, origin="MEASURED")
     found = plan(measured, read_fleet("h100"), told, make_question())
     assert not any("not counted" in note for note in found.notes)

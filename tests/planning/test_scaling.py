@@ -74,7 +74,7 @@ def test_the_slowest_device_is_waited_for(point: MakePoint, make_fleet: MakeFlee
 
 
 def test_input_is_waited_for(point: MakePoint, make_fleet: MakeFleet, workload: Workload) -> None:
-    work = replace(workload, sample_bytes=1e9, images_per_sample=100.0)
+    work = replace(workload, sample_bytes=1e9, pixels_per_sample=100e6)
     fast = {"storage_gb_per_s": 80.0, "node_input_gb_per_s": 40.0, "devices_per_node": 2}
     # 8 devices and 4 samples of 1 GB: 32 GB at 80 GB/s are hidden.
     hidden = point(8, make_fleet(gb_per_s=1e12, **fast), work=work)
@@ -86,11 +86,28 @@ def test_input_is_waited_for(point: MakePoint, make_fleet: MakeFleet, workload: 
     node = point(2, make_fleet(gb_per_s=1e12, **fast | {"node_input_gb_per_s": 2.0}), work=work)
     assert node.step_s == pytest.approx(4.0)
     decoded = point(
-        2, make_fleet(gb_per_s=1e12, node_decode_images_per_s=400.0, devices_per_node=2), work=work
+        2,
+        make_fleet(gb_per_s=1e12, node_decode_megapixels_per_s=400.0, devices_per_node=2),
+        work=work,
     )
     assert decoded.step_s == pytest.approx(2.0)
     waiting = point(1, make_fleet(), data_wait_s=0.5)
     assert waiting.step_s == pytest.approx(1.5)
+
+
+def test_what_is_read_ahead_is_not_late_for_the_slowest(
+    point: MakePoint, make_fleet: MakeFleet, workload: Workload
+) -> None:
+    """8 devices of one node read 32 GB a step: devices that wait for each other read on."""
+    work = replace(workload, sample_bytes=1e9)
+
+    def step_s(gb_per_s: float) -> float:
+        figures = {"straggler_share": 0.1, "node_input_gb_per_s": gb_per_s, "devices_per_node": 8}
+        return point(8, make_fleet(gb_per_s=1e12, **figures), work=work).step_s
+
+    waited_s = 1 + 0.1 * expected_maximum(8)
+    assert step_s(32 / waited_s * 1.001) == pytest.approx(waited_s)
+    assert step_s(16.0) == pytest.approx(2.0)
 
 
 def test_stops_and_checkpoints_cost_time(point: MakePoint, make_fleet: MakeFleet) -> None:
@@ -175,12 +192,14 @@ def test_a_better_fleet_is_never_slower(
 @SHARED
 @given(count=st.integers(1, 4000), sigma=st.floats(min_value=0.0, max_value=0.1))
 def test_losses_account_for_the_lost_efficiency(
-    point: MakePoint, make_fleet: MakeFleet, count: int, sigma: float
+    point: MakePoint, make_fleet: MakeFleet, workload: Workload, count: int, sigma: float
 ) -> None:
-    fleet = make_fleet(straggler_share=sigma, device_mtbf_hours=5e4, checkpoint_start_s=5.0)
-    found = point(count, fleet)
-    work_s = found.compute_s + found.exposed_s + found.input_s
-    assert found.step_s == pytest.approx(work_s * (1 + found.straggler_share))
+    fleet = make_fleet(
+        straggler_share=sigma, device_mtbf_hours=5e4, checkpoint_start_s=5.0, storage_gb_per_s=1e3
+    )
+    found = point(count, fleet, work=replace(workload, sample_bytes=1e8))
+    work_s = found.compute_s + found.exposed_s
+    assert found.step_s == pytest.approx(work_s * (1 + found.straggler_share) + found.input_s)
     assert found.efficiency == pytest.approx((1 - found.failure_share) / found.step_s)
     assert 0 < found.efficiency <= 1
     assert math.isfinite(found.time_to_train_s)

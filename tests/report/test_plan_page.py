@@ -23,6 +23,15 @@ def test_each_machine_has_its_answer() -> None:
     assert page.answers[2].heading == "No number of devices reaches it"
 
 
+def test_a_step_has_the_samples_of_all_replicas_of_a_device() -> None:
+    record = make_plan_record()
+    assert " a step of 32 samples," in make_plan_page(record).answers[0].step
+    many = msgspec.structs.replace(record.machines[0].curve[0], samples_per_step=800.0)
+    machine = msgspec.structs.replace(record.machines[0], curve=(many,))
+    page = make_plan_page(make_plan_record(machines=(machine,)))
+    assert " a step of 800 samples," in page.answers[0].step
+
+
 def test_without_a_target_no_machine_fails_it() -> None:
     record = make_plan_record()
     question = msgspec.structs.replace(record.question, target_s=None, budget=None)

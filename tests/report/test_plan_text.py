@@ -29,7 +29,7 @@ WORKLOAD = Workload(
     model="a model of 1 M parameters",
     parameter_shapes={"stem.weight": (1000, 1000)},
     sample_bytes=1e6,
-    images_per_sample=6.0,
+    pixels_per_sample=6e6,
 )
 
 
@@ -80,6 +80,9 @@ def test_the_curve_has_a_row_for_every_point() -> None:
     assert table.row_count == len(found.curve)
     text = printed(table)
     assert "a [test] device" in text
+    assert "batch" in text
+    last = next(line.split() for line in text.splitlines() if line.split()[:1] == ["1,000"])
+    assert last[1:3] == ["8", "k"], "8 samples of each device"
     assert "cost" in text
     free = record(price=None)
     assert "cost" not in printed(curve_table(free.machines[0], free.question))
