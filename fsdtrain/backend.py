@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -131,6 +131,26 @@ class FormatLadders:
     known_options: Mapping[str, object]
 
 
+class StepVariants(Protocol):
+    """One training step under other options of its backend; to capture it once is enough."""
+
+    def graph(self, options: Mapping[str, object]) -> StepGraph:
+        """The step's ops, as `Backend.step_graph` gives them.
+
+        Args:
+            options: of the backend that captured it, with other number formats.
+        """
+        ...
+
+    def time_s(self, options: Mapping[str, object]) -> float | None:
+        """Seconds, MODELLED, that the step and the optimiser's update take; None: not modelled.
+
+        Args:
+            options: see `graph`.
+        """
+        ...
+
+
 class Backend(ABC):
     """One hardware path. Importing it is cheap and needs no hardware; constructing it may."""
 
@@ -222,10 +242,15 @@ class Backend(ABC):
         """
         raise BackendError(f"backend {self.name} stores what it computes as it is: {dict(words)}")
 
-    def model_step_time(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> float | None:
-        """Seconds, MODELLED, that the step of `profile_step` takes: that alone, and sooner.
+    def step_variants(
+        self, step: nn.Module, batch: Any, optimizer: Optimizer
+    ) -> StepVariants | None:
+        """The step of `profile_step` in other number formats; None: there is nothing to choose.
 
-        None: this backend models no machine.
+        Args:
+            step: in the mode that it trains in; left as it is.
+            batch: what `step` takes.
+            optimizer: of the step's weights; left as it is.
         """
         return None
 

@@ -231,10 +231,10 @@ class CompareSettings(RunSettings, frozen=True, kw_only=True, forbid_unknown_fie
         _require(self.margin is None or self.margin > 0, "margin", self.margin, "positive, or null")
         if self.resume is not None:
             raise ValueError("resume: a comparison goes on by itself where its run_dir holds one")
-        asks = self.numerics or self.performance or self.num_seeds
+        asks = self.numerics or self.performance or self.num_seeds or self.tune
         if self.a_dir is None and not asks:
             raise ValueError(
-                "nothing to compare: numerics=false, performance=false and num_seeds=0"
+                "nothing to compare: numerics=false, performance=false, num_seeds=0 and no --tune"
             )
         if not self.numerics and (self.bisect or self.repro is not None):
             raise ValueError("--bisect and --repro look into the numerics: leave numerics=true")

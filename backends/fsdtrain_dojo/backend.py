@@ -28,7 +28,9 @@ from fsdtrain.step_profile import Origin, StepProfile
 
 if TYPE_CHECKING:
     from fsdtrain_dojo.lowering.kernel import KernelGraph
+    from fsdtrain_dojo.lowering.recorded import RecordedStep
     from fsdtrain_dojo.sites import SiteTable
+    from fsdtrain_dojo.step_variants import DojoVariants
 
 HOSTS = ("cpu", "cuda")
 
@@ -170,16 +172,14 @@ class DojoBackend(Backend):
 
     def step_graph(self, step: nn.Module, batch: Any) -> StepGraph:
         """The first step of a training run; the run's own histories and counts are not touched."""
-        from fsdtrain_dojo.capture.emulated_step import capture_emulated_step
+        from fsdtrain_dojo.capture.emulated_step import emulate_step, trace_emulated_step
 
         self.weight_names |= {each: name for name, each in step.named_parameters()}
-        return capture_emulated_step(
-            step,
-            batch,
+        return emulate_step(
+            trace_emulated_step(step, batch, to_device=self.to_device),
             recipe=self.recipe,
             seed=self.seed,
             implementations=self.compiler.implementations,
-            to_device=self.to_device,
         )
 
     def update(self, optimizer: Optimizer) -> None:
@@ -216,18 +216,10 @@ class DojoBackend(Backend):
     def read_numerics(self) -> tuple[TensorNumerics, ...]:
         return self.table.read()
 
-    def model_step_time(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> float:
-        from fsdtrain_dojo.modelling import model_step
+    def step_variants(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> "DojoVariants":
+        from fsdtrain_dojo.step_variants import DojoVariants
 
-        return model_step(self._kernels_of(step, batch, optimizer), self.machine).time.seconds
-
-    def _kernels_of(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> "KernelGraph":
-        from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
-        from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
-        from fsdtrain_dojo.lowering.record_step import record_step
-
-        graph = expand_macros(record_step(step, batch, optimizer, recipe=self.recipe))
-        return keep_sums_whole(graph) if self.keeps_sums_whole else graph
+        return DojoVariants(self, step, batch, optimizer)
 
     def profile_step(self, step: nn.Module, batch: Any, optimizer: Optimizer) -> StepProfile:
         """How this very step would run on the machine: MODELLED; nothing is computed.
@@ -235,11 +227,12 @@ class DojoBackend(Backend):
         Raises:
             BackendError: the step is no static graph, or cannot run on this machine.
         """
+        from fsdtrain_dojo.lowering.record_step import record_step
         from fsdtrain_dojo.modelled_profile import main_format, make_profile
         from fsdtrain_dojo.modelled_scale import model_scale
         from fsdtrain_dojo.sensitivity import find_sensitivities
 
-        graph = self._kernels_of(step, batch, optimizer)
+        graph = self.kernels_of(record_step(step, batch, optimizer, recipe=self.recipe))
         modelled, scale = model_scale(
             graph, self.machine, batch_size=_num_samples(batch), matrix_format=main_format(graph)
         )
@@ -249,6 +242,14 @@ class DojoBackend(Backend):
             assumptions=find_sensitivities(modelled, self.machine),
             scale=scale,
         )
+
+    def kernels_of(self, recorded: "RecordedStep") -> "KernelGraph":
+        """The machine's kernels for a recorded step."""
+        from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+        from fsdtrain_dojo.lowering.passes.keep_sums_whole import keep_sums_whole
+
+        graph = expand_macros(recorded)
+        return keep_sums_whole(graph) if self.keeps_sums_whole else graph
 
 
 def _num_samples(batch: Any) -> int:

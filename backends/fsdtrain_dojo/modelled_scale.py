@@ -5,12 +5,14 @@ from fsdtrain_dojo.lowering.kernel import KernelGraph
 from fsdtrain_dojo.machine.schema import Machine
 from fsdtrain_dojo.modelling import ModelledStep, model_step
 from fsdtrain_dojo.scale.placement import PlacedTime
-from fsdtrain_dojo.scale.plan import home_levels, plan_scale
+from fsdtrain_dojo.scale.plan import plan_scale
 from fsdtrain_dojo.scale.replica import ReplicaTime
 from fsdtrain_dojo.scale.time_replica import time_replica
 from fsdtrain_dojo.scale.words import name_home
 
-NUM_LEVELS = 2  # of homes that are weighed, from the outermost: each is another lowering
+# Of homes that are weighed, from the outermost: each is another lowering, and those further in are
+# weighed only while smaller homes train more.
+LEAST_LEVELS = 2
 
 
 def model_scale(
@@ -42,9 +44,7 @@ def model_scale(
         modelled[id(replica)] = found
         return replica
 
-    plan = plan_scale(
-        machine, time_on, peak_format=matrix_format, levels=home_levels(machine)[-NUM_LEVELS:]
-    )
+    plan = plan_scale(machine, time_on, peak_format=matrix_format, least_levels=LEAST_LEVELS)
     rows = [*reversed(plan.placed)]
     if plan.strong is not None and plan.strong.placement.num_replicas > 1:
         rows.append(plan.strong)

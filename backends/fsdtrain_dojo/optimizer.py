@@ -174,6 +174,8 @@ def mark_states(
 ) -> list[Node]:
     """Mark in a captured update what is stored; the inputs that it writes back to.
 
+    Marks of another recipe are replaced.
+
     Raises:
         BackendError: an op without a rule, or a dtype the machine does not have.
     """
@@ -188,8 +190,8 @@ def mark_states(
         assert isinstance(value, Node)
         replaced.append(target)
         site = sites.get(id(tensors[target]))
-        if site is not None and not site.rule.is_exact:
-            _original(value).meta[SITES] = {0: site}
+        if site is not None:
+            _original(value).meta[SITES] = {} if site.rule.is_exact else {0: site}
     return replaced
 
 

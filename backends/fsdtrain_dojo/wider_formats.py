@@ -38,11 +38,12 @@ def find_ladders(options: Mapping[str, Any]) -> FormatLadders:
 def _rungs(rule: Rung) -> Sequence[Rung]:
     used = find_format(rule["format"])
     rungs = [rule]
+    # A bias of the narrow format need not be one of a wider.
+    following = {**rule, "bias": "delayed"} if _is_fixed(rule) else rule
     if _is_fixed(rule) and used.min_bias < used.max_bias:
-        rungs.append({**rule, "bias": "delayed"})
-    kept = {"rounding": rule["rounding"]} if "rounding" in rule else {}
-    rungs += [{"format": each.name, **kept} for each in _WIDER if each.num_bits > used.num_bits]
-    return rungs
+        rungs.append(following)
+    wider = [each for each in _WIDER if each.num_bits > used.num_bits]
+    return rungs + [{**following, "format": each.name} for each in wider]
 
 
 def _is_fixed(rule: Rung) -> bool:

@@ -200,12 +200,21 @@ class WiderRole(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TunedRecipe(msgspec.Struct, frozen=True, kw_only=True):
-    """The roles that need a wider format, and what that costs."""
+    """The roles that need a wider format, and what that costs.
+
+    Args:
+        margin_snr_db: that was asked for.
+        is_reached: whether wider formats get there.
+        steps: the proposal; empty where none is needed or none is enough.
+        sentence: of it all.
+        overrides: what to add to the command line of `fit` for it.
+    """
 
     margin_snr_db: float
     is_reached: bool
     steps: tuple[WiderRole, ...]
     sentence: str
+    overrides: tuple[str, ...] = ()
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ only ladders of them (`Backend.wider_formats`). Gradients of one step are looked
 from step to step (weights, moments) does not reach them.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -16,39 +17,24 @@ from fsdtrain.backend import Backend, FormatLadders
 from fsdtrain.comparison.record import TunedRecipe, WiderRole
 from fsdtrain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_DISTANCE_DB: Final = 6.0  # below the backend's own recipe that is known to train
-MAX_CAPTURES: Final = 60
+MAX_RUNS: Final = 60
 _LEAST_GAIN_DB: Final = 0.1
 _LEAST_COST: Final = 1e-4  # of the step's time; for changes that cost nothing
 
-Measure = Callable[[Backend], float]  # SNR of all gradients in dB; infinite: no error
-StepTime = Callable[[Backend], float | None]  # modelled seconds
-Load = Callable[[Mapping[str, object]], Backend]  # from options of the backend
+Options = Mapping[str, object]  # of a backend
+Measure = Callable[[Options], float]  # SNR of all gradients in dB; infinite: no error
+StepTime = Callable[[Options], float | None]  # modelled seconds
 Levels = tuple[int, ...]  # how many rungs each role was moved up
 
 
-def tune(
-    backend: Backend,
-    *,
-    load: Load,
-    measure: Measure,
-    step_time: StepTime,
-    margin_snr_db: float | None = None,
-    max_captures: int = MAX_CAPTURES,
-) -> TunedRecipe:
-    """The fewest wider formats with which all gradients come within the margin.
-
-    Args:
-        backend: with the recipe to start from.
-        load: the backend of the same name with other options.
-        measure: captures the step on a backend and runs it, which takes seconds.
-        step_time: of the step on the machine, or None if that cannot be told.
-        margin_snr_db: the least SNR of all gradients against the reference; None: that of the
-            recipe which the backend names as known to train, less `DEFAULT_DISTANCE_DB`.
-        max_captures: how often `measure` is called at most.
+def find_formats(backend: Backend) -> FormatLadders:
+    """What a backend has to choose from.
 
     Raises:
-        UserError: the backend has no formats to choose from, or there is no margin to be had.
+        UserError: nothing.
     """
     ladders = backend.wider_formats()
     if ladders is None or not any(len(each) > 1 for each in ladders.formats.values()):
@@ -56,11 +42,35 @@ def tune(
             f"tune: backend {backend.name} has no wider number formats to choose from; tune a "
             "backend that emulates narrow ones, with a recipe that has some"
         )
-    search = _Search(backend, ladders, load, measure, step_time, max_captures)
+    return ladders
+
+
+def tune(
+    ladders: FormatLadders,
+    *,
+    measure: Measure,
+    step_time: StepTime,
+    margin_snr_db: float | None = None,
+    max_runs: int = MAX_RUNS,
+) -> TunedRecipe:
+    """The fewest wider formats with which all gradients come within the margin.
+
+    Args:
+        ladders: from the recipe to start from upwards.
+        measure: runs the step, which takes about a second.
+        step_time: of the step on the machine, which takes seconds to model; None: it is not known.
+        margin_snr_db: the least SNR of all gradients against the reference; None: that of the
+            recipe which the backend names as known to train, less `DEFAULT_DISTANCE_DB`.
+        max_runs: how often `measure` is called at most.
+
+    Raises:
+        UserError: there is no margin to be had.
+    """
+    search = _Search(ladders, measure, step_time, max_runs)
     why = f"{margin_snr_db} dB, as asked for"
     if margin_snr_db is None:
-        known = measure(load(ladders.known_options))
-        search.num_captures += 1
+        known = measure(ladders.known_options)
+        search.num_runs += 1
         if not math.isfinite(known):
             raise UserError(
                 f"tune: the gradients of recipe {ladders.known_name} have no finite SNR, from "
@@ -69,6 +79,18 @@ def tune(
         margin_snr_db = known - DEFAULT_DISTANCE_DB
         why = f"{margin_snr_db:.1f} dB, that of {ladders.known_name} less {DEFAULT_DISTANCE_DB:g}"
     return search.find(margin_snr_db, why)
+
+
+def find_overrides(before: Options, after: Options, path: str = "backend") -> list[str]:
+    """What turns some options into others on a command line; `after` lacks none of them."""
+    found = []
+    for name, value in after.items():
+        was, where = before.get(name), f"{path}.{name}"
+        if isinstance(value, Mapping) and isinstance(was, Mapping):
+            found += find_overrides(was, value, where)
+        elif value != was:
+            found.append(f"{where}={value}")
+    return found
 
 
 def gradient_snr_db(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
@@ -90,27 +112,19 @@ def gradient_snr_db(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 class _Search:
-    """One search, with what its captures have given."""
+    """One search, with what its runs have given."""
 
     def __init__(
-        self,
-        backend: Backend,
-        ladders: FormatLadders,
-        load: Load,
-        measure: Measure,
-        step_time: StepTime,
-        max_captures: int,
+        self, ladders: FormatLadders, measure: Measure, step_time: StepTime, max_runs: int
     ) -> None:
         self.ladders = ladders
         self.roles = tuple(ladders.formats)
         self.start: Levels = (0,) * len(self.roles)
         self.widest: Levels = tuple(len(ladders.formats[role]) - 1 for role in self.roles)
-        self.load = load
         self.measure = measure
         self.step_time = step_time
-        self.max_captures = max_captures
-        self.num_captures = 0
-        self.backends = {self.start: backend}
+        self.max_runs = max_runs
+        self.num_runs = 0
         self.snrs: dict[Levels, float] = {}
         self.times: dict[Levels, float | None] = {}
 
@@ -133,6 +147,7 @@ class _Search:
             is_reached=True,
             steps=steps,
             sentence=self._sentence(found, steps, needed, is_minimal=is_minimal),
+            overrides=tuple(find_overrides(self._options(self.start), self._options(found))),
         )
 
     def _climb(self, margin: float) -> Levels:
@@ -148,8 +163,8 @@ class _Search:
         """The step with the most dB for its time; forgets the roles that change nothing."""
         best, best_score = None, 0.0
         for number in sorted(is_open):
-            # What follows may take as many captures again as there are steps.
-            is_affordable = self.num_captures + sum(self.widest) < self.max_captures
+            # What follows may take as many runs again as there are steps.
+            is_affordable = self.num_runs + sum(self.widest) < self.max_runs
             if levels[number] == self.widest[number] or not is_affordable:
                 continue
             wider = self._with(levels, number, levels[number] + 1)
@@ -169,7 +184,7 @@ class _Search:
             numbers = [number for number, level in enumerate(levels) if level]
             for number in sorted(numbers, key=lambda each: -self._cost(each, 0, levels[each])):
                 each = self._with(levels, number, levels[number] - 1)
-                if each not in self.snrs and self.num_captures >= self.max_captures:
+                if each not in self.snrs and self.num_runs >= self.max_runs:
                     return levels, False
                 if self._snr(each) >= margin:
                     levels = each
@@ -189,7 +204,7 @@ class _Search:
         for count, number in enumerate(order):
             so_far = set(order[: count + 1])
             levels = tuple(level if i in so_far else 0 for i, level in enumerate(found))
-            is_affordable = levels in self.snrs or self.num_captures < self.max_captures
+            is_affordable = levels in self.snrs or self.num_runs < self.max_runs
             formats = self.ladders.formats[self.roles[number]]
             steps.append(
                 WiderRole(
@@ -203,6 +218,15 @@ class _Search:
                 )
             )
         return tuple(steps)
+
+    def _describe(self, levels: Levels) -> str:
+        """A recipe by what is wider than at the start."""
+        changes = [
+            f"{role} {self.ladders.formats[role][level]}"
+            for role, level in zip(self.roles, levels, strict=True)
+            if level
+        ]
+        return ", ".join(changes) or "the recipe as it is"
 
     def _sentence(
         self, found: Levels, steps: tuple[WiderRole, ...], needed: str, *, is_minimal: bool
@@ -222,7 +246,7 @@ class _Search:
         else:
             sentence += "; what it costs is not modelled"
         if not is_minimal:
-            sentence += f"; fewer may do: all {self.max_captures} captures are used"
+            sentence += f"; fewer may do: all {self.max_runs} runs are used"
         return sentence
 
     def _cost(self, number: int, narrow: int, wide: int) -> float:
@@ -243,20 +267,18 @@ class _Search:
 
     def _snr(self, levels: Levels) -> float:
         if levels not in self.snrs:
-            self.num_captures += 1
-            self.snrs[levels] = self.measure(self._backend(levels))
+            self.num_runs += 1
+            self.snrs[levels] = self.measure(self._options(levels))
+            logger.info("tune: %s: %s", self._describe(levels), _db(self.snrs[levels]))
         return self.snrs[levels]
 
     def _time(self, levels: Levels) -> float | None:
         if levels not in self.times:
-            self.times[levels] = self.step_time(self._backend(levels))
+            self.times[levels] = self.step_time(self._options(levels))
         return self.times[levels]
 
-    def _backend(self, levels: Levels) -> Backend:
-        if levels not in self.backends:
-            chosen = dict(zip(self.roles, levels, strict=True))
-            self.backends[levels] = self.load(self.ladders.options_at(chosen))
-        return self.backends[levels]
+    def _options(self, levels: Levels) -> Options:
+        return self.ladders.options_at(dict(zip(self.roles, levels, strict=True)))
 
 
 def _db(snr: float) -> str:

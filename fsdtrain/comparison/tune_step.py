@@ -1,4 +1,4 @@
-"""`compare --tune` on a training step: gradients of its captures, times of the backend's model."""
+"""`compare --tune` on a training step: gradients of its variants, times of the backend's model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fsdtrain.backend import Backend, load_backend
+from fsdtrain.backend import Backend
 from fsdtrain.comparison.record import TunedRecipe
-from fsdtrain.comparison.tune import MAX_CAPTURES, gradient_snr_db, tune
+from fsdtrain.comparison.tune import Options, find_formats, gradient_snr_db, tune
+from fsdtrain.errors import UserError
 from fsdtrain.step_graph.graph import StepGraph, run_freely
 
 
@@ -20,7 +21,6 @@ def tune_step(
     reference: StepGraph,
     make_optimizer: Callable[[nn.Module], Optimizer],
     margin_snr_db: float | None = None,
-    max_captures: int = MAX_CAPTURES,
 ) -> TunedRecipe:
     """See `tune`.
 
@@ -31,27 +31,20 @@ def tune_step(
         reference: the same step without formats.
         make_optimizer: of the step's weights, for the model's update.
         margin_snr_db: see `tune`.
-        max_captures: see `tune`.
 
     Raises:
-        UserError: see `tune`.
+        UserError: the backend has no formats to choose from; or see `tune`.
     """
+    ladders = find_formats(backend)
+    variants = backend.step_variants(step, batch, make_optimizer(step))
+    if variants is None:
+        raise UserError(f"tune: backend {backend.name} cannot run a step in other number formats")
     expected = _gradients(reference)
 
-    def measure(chosen: Backend) -> float:
-        return gradient_snr_db(expected, _gradients(chosen.step_graph(step, batch)))
+    def measure(options: Options) -> float:
+        return gradient_snr_db(expected, _gradients(variants.graph(options)))
 
-    def step_time(chosen: Backend) -> float | None:
-        return chosen.model_step_time(step, batch, make_optimizer(step))
-
-    return tune(
-        backend,
-        load=lambda options: load_backend(backend.name, options),
-        measure=measure,
-        step_time=step_time,
-        margin_snr_db=margin_snr_db,
-        max_captures=max_captures,
-    )
+    return tune(ladders, measure=measure, step_time=variants.time_s, margin_snr_db=margin_snr_db)
 
 
 def _gradients(graph: StepGraph) -> dict[str, Tensor]:

@@ -43,9 +43,10 @@ def conclude(
     if still_open:
         found = "; ".join(f"{_clause(check)}" for check in still_open)
         return Verdict(exit_code=2, sentence=f"No verdict: {found}.", checks=checks)
-    return Verdict(
-        exit_code=0, sentence="Costs side by side; nothing was asked of the numbers.", checks=checks
-    )
+    sentence = "Nothing was asked of the numbers."
+    if costs:
+        sentence = "Costs side by side; nothing was asked of the numbers."
+    return Verdict(exit_code=0, sentence=sentence, checks=checks)
 
 
 def _clause(check: Check) -> str:

@@ -35,7 +35,14 @@ def compare_summary(record: CompareRecord) -> Group:
     for check in record.verdict.checks:
         word = Text(OUTCOME_WORDS[check.outcome], style=OUTCOME_STYLES[check.outcome])
         checks.add_row(Text(check.name), word, Text(check.sentence))
-    parts.append(checks)
+    if record.verdict.checks:
+        parts.append(checks)
+    if record.bisected is not None:
+        parts.append(Text(f"bisect: {record.bisected.sentence}"))
+    if record.tuned is not None:
+        parts.append(Text(f"tune: {record.tuned.sentence}"))
+        if record.tuned.overrides:
+            parts.append(Text(f"take it with: {' '.join(record.tuned.overrides)}"))
     if record.numerics is not None and record.numerics.worst:
         parts.append(_worst_table(record.numerics))
     if record.performance is not None:

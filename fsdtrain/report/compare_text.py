@@ -50,13 +50,7 @@ def compare_markdown(record: CompareRecord) -> str:
     parts = [
         f"## {_plain(record.a_name)} (a) against {_plain(record.b_name)} (b)",
         f"**{_plain(record.verdict.sentence)}**",
-        _table(
-            ("check", "outcome", "found"),
-            [
-                (check.name, OUTCOME_WORDS[check.outcome], as_sentence(check.sentence))
-                for check in record.verdict.checks
-            ],
-        ),
+        *_checks(record),
         *_config_section(record),
         *_numerics_section(record),
         *_attribution_section(record),
@@ -64,6 +58,14 @@ def compare_markdown(record: CompareRecord) -> str:
         *_performance_section(record),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _checks(record: CompareRecord) -> list[str]:
+    rows = [
+        (check.name, OUTCOME_WORDS[check.outcome], as_sentence(check.sentence))
+        for check in record.verdict.checks
+    ]
+    return [_table(("check", "outcome", "found"), rows)] if rows else []
 
 
 def _config_section(record: CompareRecord) -> list[str]:
@@ -124,6 +126,7 @@ def _attribution_section(record: CompareRecord) -> list[str]:
         ]  # fmt: skip
         if rows:
             found.append(_table(("role", "from", "to", "gradients then", "step time then"), rows))
+            found.append(f"Take it with: `{' '.join(record.tuned.overrides)}`")
     return ["### Attribution", *found] if found else []
 
 

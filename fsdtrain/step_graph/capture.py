@@ -7,6 +7,7 @@ computed: module, gradients and random numbers are left as they were.
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,25 +16,52 @@ from torch.utils import _pytree
 
 from fsdtrain.step_graph.assemble import assemble_step
 from fsdtrain.step_graph.behaviour import Behaviour
-from fsdtrain.step_graph.dry_capture import capture_graphs, leave_unmarked, without_compiled_calls
+from fsdtrain.step_graph.dry_capture import (
+    TracedFunction,
+    leave_unmarked,
+    trace_function,
+    without_compiled_calls,
+)
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_graph.trace import Mark
 
 
-def capture_step(
+@dataclass(frozen=True, kw_only=True)
+class TracedStep:
+    """A training step that was traced, of which graphs with other marks can be made.
+
+    Args:
+        function: the step and its loss.
+        module: with the tensors that it was traced with.
+    """
+
+    function: TracedFunction
+    module: nn.Module
+
+    def graph(
+        self, *, mark: Mark = leave_unmarked, behaviour: Behaviour | None = None
+    ) -> StepGraph:
+        """The step as ops, on the weights that the module has now.
+
+        Args:
+            mark: what to do with the graph of the whole step before it is cut in two.
+            behaviour: of its ops; None: PyTorch's.
+
+        Raises:
+            BackendError: the step trains nothing.
+        """
+        return assemble_step(self.function.cut(mark), self.module, behaviour)
+
+
+def trace_step(
     step: nn.Module,
     batch: Any,
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     to_device: Callable[[Tensor], Tensor] = lambda value: value,
     who: str = "a captured step",
-    mark: Mark = leave_unmarked,
-    behaviour: Behaviour | None = None,
-) -> StepGraph:
-    """Capture `step(batch).loss.backward()`, or `step(batch).backward()` of one that gives a loss.
-
-    Random ops draw what they would draw if the step were run now: the CPU's generator is read, and
-    left as it is.
+) -> TracedStep:
+    """Trace `step(batch).loss.backward()`, or `step(batch).backward()` of one that gives a loss.
 
     Args:
         step: in the mode that it trains in; compiled or not.
@@ -41,11 +69,9 @@ def capture_step(
         autocast: entered around the forward pass.
         to_device: brings a tensor to where the step is computed.
         who: wants the step, for error messages: "backend cpu".
-        mark: what to do with the graph of the whole step before it is cut in two.
-        behaviour: of its ops; None: PyTorch's.
 
     Raises:
-        BackendError: the step is no static graph, or trains nothing.
+        BackendError: the step is no static graph.
     """
     module = _on_device(step, to_device)
     on_device = _pytree.tree_map_only(Tensor, to_device, batch)
@@ -58,8 +84,24 @@ def capture_step(
         return loss_of(output), output
 
     with torch.enable_grad(), without_compiled_calls(module), autocast():
-        captured = capture_graphs(run, on_device, names=names, who=who, mark=mark)
-    return assemble_step(captured, module, behaviour)
+        function = trace_function(run, on_device, names=names, who=who)
+    return TracedStep(function=function, module=module)
+
+
+def capture_step(
+    step: nn.Module,
+    batch: Any,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    to_device: Callable[[Tensor], Tensor] = lambda value: value,
+    who: str = "a captured step",
+) -> StepGraph:
+    """The ops of a step as PyTorch runs them; arguments and errors as `trace_step` has them.
+
+    Random ops draw what they would draw if the step were run now: the CPU's generator is read, and
+    left as it is.
+    """
+    return trace_step(step, batch, autocast=autocast, to_device=to_device, who=who).graph()
 
 
 def loss_of(output: Any) -> Tensor:

@@ -11,16 +11,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx import Graph, GraphModule, Node
 
 from fsdtrain.step_graph.trace import (
     Mark,
-    Program,
+    cut_in_two,
     explain,
+    find_weights,
     not_captured,
     set_up_capture,
-    trace_step,
+    tracing_as_run,
 )
 
 
@@ -49,64 +51,92 @@ def leave_unmarked(graph: Graph, weights: Mapping[Node, str]) -> None:
     """The mark of a step that is stored as it is computed."""
 
 
-def capture_graphs(
-    function: Callable[..., Any],
-    *arguments: Any,
-    names: Mapping[nn.Parameter, str],
-    who: str,
-    mark: Mark = leave_unmarked,
-) -> CapturedGraphs:
-    """Capture what `function(*arguments)` would run.
+@dataclass(frozen=True, kw_only=True)
+class TracedFunction:
+    """What a function runs, forward and backward pass in one graph, not marked yet.
+
+    It can be marked and cut in two again and again, each time otherwise.
+
+    Args:
+        joint: the graph; never changed.
+        partition: how AOTAutograd wants it cut; None: nothing has a gradient.
+        names: of the inputs that are trained weights, by number.
+        inputs: see `CapturedGraphs`.
+        places: see `CapturedGraphs`.
+    """
+
+    joint: GraphModule
+    partition: Mapping[str, Any] | None
+    names: Mapping[int, str]
+    inputs: Sequence[Tensor]
+    places: Sequence[str]
+
+    def cut(self, mark: Mark = leave_unmarked) -> CapturedGraphs:
+        """The graphs with the marks.
+
+        Args:
+            mark: what to do with the graph before it is cut in two.
+
+        Raises:
+            BackendError: as `mark` does.
+        """
+        module = _copy_graph(self.joint)
+        backward = None
+        if self.partition is None:
+            mark(module.graph, find_weights(module, self.names))
+        else:
+            with torch.no_grad():
+                module, backward = cut_in_two(
+                    module, None, names=self.names, mark=mark, **self.partition
+                )
+        return CapturedGraphs(
+            forward=module, backward=backward, inputs=self.inputs, places=self.places
+        )
+
+
+def trace_function(
+    function: Callable[..., Any], *arguments: Any, names: Mapping[nn.Parameter, str], who: str
+) -> TracedFunction:
+    """Trace what `function(*arguments)` would run.
 
     Args:
         function: calls a module.
         arguments: given to it; tensors in them, and the module's own, may be fake.
         names: of the trained weights.
         who: wants the graphs, for error messages: "backend dojo".
-        mark: what to do with the graph of the whole step before it is cut in two.
 
     Raises:
         BackendError: it is no static graph, or is not captured at all.
     """
-    forward: list[GraphModule] = []
-    backward: list[GraphModule] = []
-    inputs: list[Tensor] = []
-    places: list[str] = []
-
-    def keep(graphs: list[GraphModule]) -> Callable[[GraphModule], Program]:
-        def build(module: GraphModule) -> Program:
-            graphs.append(module)
-            return _never_run(module)
-
-        return build
+    found: list[TracedFunction] = []
 
     def backend(graph: GraphModule, examples: Sequence[Any]) -> NoReturn:
-        inputs.extend(examples)
-        places.extend(node.name for node in graph.graph.find_nodes(op="placeholder"))
-        trained = {
-            number: names.get(example, f"parameter_{number}")
-            for number, example in enumerate(examples)
-            if isinstance(example, nn.Parameter)
-        }
-        # Otherwise the backward pass is built when it first runs.
-        with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-            trace_step(
-                graph,
-                examples,
-                names=trained,
-                mark=mark,
-                mark_inference=mark,
-                build_forward=keep(forward),
-                build_backward=keep(backward),
-                build_inference=keep(forward),
+        def keep(joint: GraphModule, inputs: Any, **partition: Any) -> NoReturn:
+            found.append(
+                TracedFunction(
+                    joint=joint,
+                    partition=partition or None,
+                    names={
+                        number: names.get(example, f"parameter_{number}")
+                        for number, example in enumerate(examples)
+                        if isinstance(example, nn.Parameter)
+                    },
+                    inputs=list(examples),
+                    places=[node.name for node in graph.graph.find_nodes(op="placeholder")],
+                )
             )
-        raise RecordedError
+            raise RecordedError
+
+        build = aot_autograd(
+            fw_compiler=keep, inference_compiler=keep, partition_fn=keep, decompositions={}
+        )
+        with tracing_as_run():
+            build(graph, examples)
+        raise AssertionError("a graph was built")
 
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
     give_up(lambda: compiled(*arguments), who)
-    return CapturedGraphs(
-        forward=forward[0], backward=backward[0] if backward else None, inputs=inputs, places=places
-    )
+    return found[0]
 
 
 def give_up(function: Callable[[], Any], who: str) -> None:
@@ -142,9 +172,10 @@ def without_compiled_calls(module: nn.Module) -> Iterator[None]:
             each._compiled_call_impl = call
 
 
-def _never_run(module: GraphModule) -> Program:
-    def run(inputs: list[Any]) -> NoReturn:
-        raise AssertionError("a captured graph was run")
-
-    run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd looks for it
-    return run
+def _copy_graph(module: GraphModule) -> GraphModule:
+    """The same nodes with the same names; each with notes of its own."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return GraphModule(module, graph)

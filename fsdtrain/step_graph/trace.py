@@ -5,7 +5,8 @@ two. An op is never decomposed here: the graphs hold what autograd recorded.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def set_up_capture() -> None:
     torch._dynamo.config.accumulated_recompile_limit = 4096
 
 
-def trace_step(
+def compile_graph(
     graph: GraphModule,
     examples: Sequence[Any],
     *,
@@ -60,12 +61,10 @@ def trace_step(
     """
 
     def partition(joint: GraphModule, inputs: Any, **options: Any) -> Any:
-        settle_checkpointing(joint.graph)
-        mark(joint.graph, _weights(joint, names))
-        return default_partition(joint, inputs, **options)
+        return cut_in_two(joint, inputs, names=names, mark=mark, **options)
 
     def infer(module: GraphModule, inputs: Any) -> Program:
-        mark_inference(module.graph, _weights(module, names))
+        mark_inference(module.graph, find_weights(module, names))
         return build_inference(module)
 
     build = aot_autograd(
@@ -75,14 +74,37 @@ def trace_step(
         partition_fn=partition,
         decompositions={},
     )
-    # Eager's backward pass runs outside of autocast.
-    with tracing_whole_ops(), torch._functorch.config.patch(backward_pass_autocast="off"):
+    with tracing_as_run():
         compiled: Callable[..., Any] = build(graph, examples)
     return compiled
 
 
-def _weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
-    """The graph's inputs that are trained weights."""
+def cut_in_two(
+    joint: GraphModule, inputs: Any, *, names: Mapping[int, str], mark: Mark, **options: Any
+) -> tuple[GraphModule, GraphModule]:
+    """The forward and the backward pass of a joint graph, which is marked first.
+
+    Args:
+        joint: changed in place.
+        inputs: its examples.
+        names: of the inputs that are trained weights, by number.
+        mark: what to do with it before it is cut in two.
+        options: of AOTAutograd's partition functions.
+    """
+    settle_checkpointing(joint.graph)
+    mark(joint.graph, find_weights(joint, names))
+    return default_partition(joint, inputs, **options)
+
+
+@contextmanager
+def tracing_as_run() -> Iterator[None]:
+    """While tracing: ops stay whole, and as in eager the backward pass is outside of autocast."""
+    with tracing_whole_ops(), torch._functorch.config.patch(backward_pass_autocast="off"):
+        yield
+
+
+def find_weights(module: GraphModule, names: Mapping[int, str]) -> dict[Node, str]:
+    """The graph's inputs that are trained weights, by their numbers among the inputs."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     return {node: names[index] for index, node in enumerate(inputs) if index in names}
 

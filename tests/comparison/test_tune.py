@@ -10,16 +10,16 @@ from fsdtrain_cpu import CpuBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsdtrain.backend import Backend, FormatLadders
+from fsdtrain.backend import FormatLadders
 from fsdtrain.comparison.record import TunedRecipe
-from fsdtrain.comparison.tune import gradient_snr_db, tune
+from fsdtrain.comparison.tune import find_formats, gradient_snr_db, tune
 from fsdtrain.errors import UserError
 
 ROLES = ("activation", "weight", "gradient", "moment")
 FORMATS = ("8 bits", "16 bits", "32 bits")
 
 
-class Ladder(CpuBackend):
+class Ladder:
     """Each role's noise and time by rung; noises add, times add."""
 
     def __init__(
@@ -28,20 +28,19 @@ class Ladder(CpuBackend):
         times: Sequence[Sequence[float]],
         rungs: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__()
         self.noises, self.times = noises, times
         self.rungs = dict.fromkeys(ROLES, 0) | dict(rungs or {})
 
-    def wider_formats(self) -> FormatLadders:
+    def formats(self) -> FormatLadders:
         return FormatLadders(
             formats=dict.fromkeys(ROLES, FORMATS),
-            options_at=lambda rungs: {"rungs": rungs},
+            options_at=lambda rungs: {"rungs": dict.fromkeys(ROLES, 0) | dict(rungs)},
             known_name="16 bits",
             known_options={"rungs": dict.fromkeys(ROLES, 1)},
         )
 
     def load(self, options: Mapping[str, object]) -> "Ladder":
-        return Ladder(self.noises, self.times, options["rungs"])  # type: ignore[arg-type]
+        return type(self)(self.noises, self.times, options["rungs"])  # type: ignore[arg-type]
 
     def snr_db(self) -> float:
         noise = sum(row[self.rungs[role]] for role, row in zip(ROLES, self.noises, strict=True))
@@ -60,16 +59,14 @@ def tune_ladder(
 ) -> tuple[TunedRecipe, list[float]]:
     measured: list[float] = []
 
-    def measure(backend: Backend) -> float:
-        assert isinstance(backend, Ladder)
-        measured.append(backend.snr_db())
+    def measure(options: Mapping[str, object]) -> float:
+        measured.append(start.load(options).snr_db())
         return measured[-1]
 
     found = tune(
-        start,
-        load=start.load,
+        start.formats(),
         measure=measure,
-        step_time=Ladder.time_s,  # type: ignore[arg-type]  # of this backend only
+        step_time=lambda options: start.load(options).time_s(),
         margin_snr_db=margin,
         **arguments,
     )
@@ -104,6 +101,11 @@ def test_the_margin_is_that_of_the_known_recipe_less_6_db() -> None:
     assert "3 of 4 roles need wider formats: gradient 8 bits to 16 bits" in found.sentence
     assert "1.700 times as long, 1000 to 1700 ms (MODELLED)" in found.sentence
     assert "that of 16 bits less 6" in found.sentence
+    assert found.overrides == (
+        "backend.rungs.activation=1",
+        "backend.rungs.weight=1",
+        "backend.rungs.gradient=1",
+    )
 
 
 def test_steps_say_what_each_of_them_gives() -> None:
@@ -126,9 +128,6 @@ def test_where_steps_hide_each_other_all_are_taken_and_then_reduced() -> None:
     """Either of two roles leaves so much noise that the other alone seems to give nothing."""
 
     class Capped(Ladder):
-        def load(self, options: Mapping[str, object]) -> "Capped":
-            return Capped(self.noises, self.times, options["rungs"])  # type: ignore[arg-type]
-
         def snr_db(self) -> float:
             return 30.0 if self.rungs["activation"] >= 1 and self.rungs["weight"] >= 1 else 10.0
 
@@ -174,8 +173,8 @@ def test_nothing_can_be_left_out(data: st.DataObject) -> None:
         assert start.load({"rungs": {**rungs, role: rung - 1}}).snr_db() < margin
 
 
-def test_captures_are_bounded() -> None:
-    found, measured = tune_ladder(Ladder(NOISES, TIMES), 29.0, max_captures=12)
+def test_runs_are_bounded() -> None:
+    found, measured = tune_ladder(Ladder(NOISES, TIMES), 29.0, max_runs=12)
     assert len(measured) <= 12
     assert found.is_reached
     assert found.steps[-1].gradient_snr_db is None or found.steps[-1].gradient_snr_db >= 29
@@ -183,9 +182,7 @@ def test_captures_are_bounded() -> None:
 
 def test_a_backend_without_formats_is_refused() -> None:
     with pytest.raises(UserError, match="backend cpu has no wider number formats"):
-        tune(
-            CpuBackend(), load=lambda _: CpuBackend(), measure=lambda _: 1.0, step_time=lambda _: 1
-        )
+        find_formats(CpuBackend())
 
 
 def test_the_snr_is_of_all_gradients_together() -> None:

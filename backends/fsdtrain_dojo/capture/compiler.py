@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.fx import Graph, GraphModule, Node
 
 from fsdtrain.backend import BackendError
-from fsdtrain.step_graph.trace import Mark, explain, not_captured, set_up_capture, trace_step
+from fsdtrain.step_graph.trace import Mark, compile_graph, explain, not_captured, set_up_capture
 from fsdtrain_dojo.capture.program import Program, Store, build_program
 from fsdtrain_dojo.capture.roles import mark_sites
 from fsdtrain_dojo.recipe import Recipe
@@ -111,7 +111,7 @@ class _Capture:
             for index, example in enumerate(examples)
             if isinstance(example, nn.Parameter)
         }
-        return trace_step(
+        return compile_graph(
             graph,
             examples,
             names=names,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fsdtrain.step_graph.behaviour import Behaviour
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import TracedStep, trace_step
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
 from fsdtrain_dojo.capture.program import Implementations, find_matrix_op
@@ -22,27 +22,36 @@ from fsdtrain_dojo.recipe import Recipe
 from fsdtrain_dojo.site import Site
 
 
-def capture_emulated_step(
-    step: nn.Module,
-    batch: Any,
-    *,
-    recipe: Recipe,
-    seed: int,
-    implementations: Implementations,
-    to_device: Callable[[Tensor], Tensor],
-) -> StepGraph:
-    """Capture `step(batch).loss.backward()` with the formats of a recipe.
+def trace_emulated_step(
+    step: nn.Module, batch: Any, *, to_device: Callable[[Tensor], Tensor]
+) -> TracedStep:
+    """Trace `step(batch).loss.backward()`, for any recipe.
 
     Args:
         step: in the mode that it trains in.
         batch: its input.
-        recipe: the formats.
-        seed: of stochastic rounding.
-        implementations: of ATen overloads that shall not run as PyTorch runs them.
         to_device: brings a tensor to where the emulation runs.
 
     Raises:
-        BackendError: the step is no static graph of known ops, or trains nothing.
+        BackendError: the step is no static graph of known ops.
+    """
+    refuse_autocast()
+    return trace_step(step, batch, to_device=to_device, who=WHO)
+
+
+def emulate_step(
+    traced: TracedStep, *, recipe: Recipe, seed: int, implementations: Implementations
+) -> StepGraph:
+    """The step with the formats of a recipe.
+
+    Args:
+        traced: the step; left as it is.
+        recipe: the formats.
+        seed: of stochastic rounding.
+        implementations: of ATen overloads that shall not run as PyTorch runs them.
+
+    Raises:
+        BackendError: an op, a dtype or a shape the machine does not have, or nothing is trained.
     """
 
     def mark(graph: Graph, weights: Mapping[Node, str]) -> None:
@@ -58,8 +67,7 @@ def capture_emulated_step(
         formats=_formats,
         words=words,
     )
-    refuse_autocast()
-    return capture_step(step, batch, to_device=to_device, who=WHO, mark=mark, behaviour=behaviour)
+    return traced.graph(mark=mark, behaviour=behaviour)
 
 
 def _formats(node: Node) -> dict[int, str]:

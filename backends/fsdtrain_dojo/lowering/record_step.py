@@ -15,19 +15,82 @@ from torch.optim import Optimizer
 from fsdtrain.backend import BackendError
 from fsdtrain.step_graph.dry_capture import (
     CapturedGraphs,
-    capture_graphs,
+    TracedFunction,
+    trace_function,
     without_compiled_calls,
 )
 from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
 from fsdtrain_dojo.capture.roles import mark_sites
 from fsdtrain_dojo.lowering.graph_calls import CallList, storage_of, without_dead
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
-from fsdtrain_dojo.lowering.record_update import add_update
+from fsdtrain_dojo.lowering.record_update import TracedUpdate, add_update, trace_update
 from fsdtrain_dojo.lowering.recorded import RecordedStep, run_directly
 from fsdtrain_dojo.optimizer import check_owned
 from fsdtrain_dojo.recipe import Recipe, Role
 
-__all__ = ["RecordedStep", "record_forward", "record_step", "run_directly"]
+__all__ = ["RecordedStep", "StepRecorder", "record_forward", "record_step", "run_directly"]
+
+
+class StepRecorder:
+    """A traced step, which can be recorded with one recipe after another.
+
+    Args:
+        module: in the mode that it trains in.
+        batch: its input; module and batch may be fake tensors (FakeTensorMode).
+        optimizer: of the module's weights; None: the step ends with their gradients.
+        run: from module and batch to the loss; None: module(batch).loss.
+
+    Raises:
+        BackendError: the step is no static graph of known ops, as when it is compiled to run.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Any,
+        optimizer: Optimizer | None = None,
+        *,
+        run: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self._update: TracedUpdate | None = None
+        loss_of = _default_loss if run is None else run
+        with torch.enable_grad(), without_compiled_calls(module):
+            self._traced = _trace(lambda: loss_of(module, batch), module)
+
+    def record(self, recipe: Recipe) -> RecordedStep:
+        """Forward pass, backward pass from the loss, and the optimiser's update.
+
+        Args:
+            recipe: the formats that values are stored in.
+
+        Raises:
+            BackendError: an op without a rule, a dtype or a shape the machine does not have, or
+                nothing is trained.
+        """
+        graphs = _cut(self._traced, recipe)
+        recording = _Recording(self.module, recipe)
+        inputs = recording.add_inputs(graphs.inputs, graphs.places)
+        gradients = (
+            recording.add_halves(graphs.forward, graphs.backward, inputs)
+            if graphs.backward is not None
+            else {}
+        )
+        if not gradients:
+            raise BackendError(
+                "no weight of the module gets a gradient from the step's loss: there is nothing to "
+                "train; set requires_grad, and keep modules that cannot be held in memory as fake "
+                "tensors (torch._subclasses.FakeTensorMode) rather than on the meta device, where "
+                "PyTorch has no gradient of the cross entropy"
+            )
+        if self.optimizer is not None:
+            names = recording.weight_names
+            if self._update is None:
+                check_owned(self.optimizer, names)
+                self._update = trace_update(self.optimizer, names, gradients.keys())
+            add_update(recording.list, self._update, names, gradients, recipe)
+        return recording.finish(gradients)
 
 
 def record_step(
@@ -38,41 +101,8 @@ def record_step(
     recipe: Recipe,
     run: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> RecordedStep:
-    """Forward pass, backward pass from the loss, and the optimiser's update.
-
-    Args:
-        module: in the mode that it trains in.
-        batch: its input; module and batch may be fake tensors (FakeTensorMode).
-        optimizer: of the module's weights; None: the step ends with their gradients.
-        recipe: the formats that values are stored in.
-        run: from module and batch to the loss; None: module(batch).loss.
-
-    Raises:
-        BackendError: the step is no static graph of known ops, as when it is compiled to run.
-    """
-    recording = _Recording(module, recipe)
-    loss_of = _default_loss if run is None else run
-    with torch.enable_grad(), without_compiled_calls(module):
-        graphs = _capture(
-            lambda: loss_of(module, batch), recipe=recipe, names=recording.weight_names
-        )
-    inputs = recording.add_inputs(graphs.inputs, graphs.places)
-    gradients = (
-        recording.add_halves(graphs.forward, graphs.backward, inputs)
-        if graphs.backward is not None
-        else {}
-    )
-    if not gradients:
-        raise BackendError(
-            "no weight of the module gets a gradient from the step's loss: there is nothing to "
-            "train; set requires_grad, and keep modules that cannot be held in memory as fake "
-            "tensors (torch._subclasses.FakeTensorMode) rather than on the meta device, where "
-            "PyTorch has no gradient of the cross entropy"
-        )
-    if optimizer is not None:
-        check_owned(optimizer, recording.weight_names)
-        add_update(recording.list, optimizer, recording.weight_names, gradients, recipe)
-    return recording.finish(gradients)
+    """A step with one recipe; see `StepRecorder`."""
+    return StepRecorder(module, batch, optimizer, run=run).record(recipe)
 
 
 def record_forward(module: nn.Module, *inputs: Any, recipe: Recipe) -> RecordedStep:
@@ -91,7 +121,7 @@ def record_forward(module: nn.Module, *inputs: Any, recipe: Recipe) -> RecordedS
     module.eval()
     try:
         with torch.no_grad(), without_compiled_calls(module):
-            graphs = _capture(lambda: module(*inputs), recipe=recipe, names=recording.weight_names)
+            graphs = _cut(_trace(lambda: module(*inputs), module), recipe)
     finally:
         for each in training:
             each.training = True
@@ -104,14 +134,17 @@ def _default_loss(module: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def _capture(
-    function: Callable[[], Any], *, recipe: Recipe, names: Mapping[nn.Parameter, str]
-) -> CapturedGraphs:
+def _trace(function: Callable[[], Any], module: nn.Module) -> TracedFunction:
+    refuse_autocast()
+    names = {each: name for name, each in module.named_parameters()}
+    return trace_function(function, names=names, who=WHO)
+
+
+def _cut(traced: TracedFunction, recipe: Recipe) -> CapturedGraphs:
     def mark(graph: Graph, weights: Mapping[Node, str]) -> None:
         mark_sites(graph, recipe, weights)
 
-    refuse_autocast()
-    return capture_graphs(function, names=names, who=WHO, mark=mark)
+    return traced.cut(mark)
 
 
 class _Recording:

@@ -5,9 +5,9 @@ their model, is captured, and what it becomes is repeated for the others. Thousa
 be traced.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -17,37 +17,65 @@ from torch.optim import Optimizer
 
 from fsdtrain.step_graph.dry_capture import RecordedError, give_up
 from fsdtrain_dojo.capture.compiler import WHO, refuse_autocast
-from fsdtrain_dojo.lowering.graph_calls import CallList, Storage, storage_of
+from fsdtrain_dojo.lowering.graph_calls import CallList, storage_of
 from fsdtrain_dojo.lowering.kernel import Phase, Value, ValueKind
 from fsdtrain_dojo.optimizer import compile_update, mark_states, sites_of_states
 from fsdtrain_dojo.recipe import Recipe
+from fsdtrain_dojo.site import Site
 
 Models = dict[nn.Parameter, nn.Parameter]  # weight -> its model
 _WEIGHT, _GRADIENT = "weight", "gradient"  # roles of inputs, beside the names of states
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Update:
-    """A captured update of some weights.
+class TracedUpdate:
+    """A captured update of some weights, for any recipe.
 
     Args:
-        module: the graph.
+        optimizer: whose it is.
+        models: of each weight that is updated, the one whose update stands in the graph.
+        module: the graph; its marks are those of the recipe that it was last added with.
         tensors: its inputs.
         roles: of inputs that belong to a weight: which weight, and what they are to it.
         states: of each captured weight, by name.
-        formats: of moments, by the id of their tensor.
+        sites: of weights and moments, by the id of their tensor, of any recipe.
+        owners: the weight that each node depends on, if any; None: some depend on several.
     """
 
+    optimizer: Optimizer
+    models: Models
     module: GraphModule
     tensors: Mapping[Node, Tensor]
     roles: Mapping[Node, tuple[nn.Parameter, str]]
     states: Mapping[nn.Parameter, Mapping[str, Tensor]]
-    formats: Mapping[int, Storage]
+    sites: Mapping[int, Site]
+    owners: Mapping[Node, nn.Parameter] | None
+
+
+def trace_update(
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], trained: Collection[str]
+) -> TracedUpdate:
+    """Capture the optimiser's step.
+
+    Args:
+        optimizer: left as it is.
+        names: of all weights.
+        trained: names of those that have a gradient.
+
+    Raises:
+        BackendError: the update is no static graph of known ops, or keeps a state of unknown
+            meaning.
+    """
+    models = _find_models(optimizer, names, trained)
+    update = _capture(optimizer, names, models)
+    if update.owners is None:  # weights depend on each other
+        update = _capture(optimizer, names, {weight: weight for weight in models})
+    return update
 
 
 def add_update(
     calls: CallList,
-    optimizer: Optimizer,
+    update: TracedUpdate,
     names: Mapping[nn.Parameter, str],
     gradients: Mapping[str, Value],
     recipe: Recipe,
@@ -56,29 +84,25 @@ def add_update(
 
     Args:
         calls: of the step so far, with the weights as values.
-        optimizer: left as it is.
+        update: the optimiser's step.
         names: of all weights.
         gradients: of those that have one.
         recipe: the formats of weights and moments.
 
     Raises:
-        BackendError: the update is no static graph of known ops, or keeps a state of unknown
-            meaning.
+        BackendError: an op without a rule, or a dtype the machine does not have.
     """
-    models = _find_models(optimizer, names, gradients)
-    update = _capture_update(optimizer, names, recipe, set(models.values()))
-    owners = _find_owners(update)
-    if owners is None:  # weights depend on each other
-        models = {weight: weight for weight in models}
-        update = _capture_update(optimizer, names, recipe, set(models))
+    sites = {key: replace(site, rule=recipe.rule(site.role)) for key, site in update.sites.items()}
+    mark_states(update.module, update.tensors, sites)
+    owners = update.owners
     known = {
         node: calls.add_given(f"optimizer.{number}", tensor, ValueKind.INPUT)
         for number, (node, tensor) in enumerate(update.tensors.items())
         if node not in update.roles
     }
     inputs = {
-        weight: _inputs_of(calls, optimizer, weight, model, update, names[weight], gradients)
-        for weight, model in models.items()
+        weight: _inputs_of(calls, update, sites, weight, names[weight], gradients)
+        for weight in update.models
     }
     if owners is None:
         known |= {node: value for each in inputs.values() for node, value in each.items()}
@@ -89,7 +113,7 @@ def add_update(
     parts: dict[nn.Parameter, set[Node]] = {}
     for node, model in owners.items():
         parts.setdefault(model, set()).add(node)
-    for weight, model in models.items():
+    for weight, model in update.models.items():
         calls.add_graph(
             update.module,
             known | inputs[weight],
@@ -100,7 +124,7 @@ def add_update(
 
 
 def _find_models(
-    optimizer: Optimizer, names: Mapping[nn.Parameter, str], gradients: Mapping[str, Value]
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], trained: Collection[str]
 ) -> Models:
     """Weights of one group, shape and history have one model, if the optimiser is PyTorch's."""
     is_known = type(optimizer).__module__.startswith("torch.optim")
@@ -108,24 +132,20 @@ def _find_models(
     found = {}
     for number, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
-            if names[weight] in gradients:
+            if names[weight] in trained:
                 key = (number, weight.shape, tuple(optimizer.state.get(weight, ())))
                 found[weight] = models.setdefault(key if is_known else weight, weight)
     return found
 
 
-def _capture_update(
-    optimizer: Optimizer,
-    names: Mapping[nn.Parameter, str],
-    recipe: Recipe,
-    weights: set[nn.Parameter],
-) -> _Update:
-    """The graph that updates these weights only."""
-    found: list[_Update] = []
+def _capture(
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], models: Models
+) -> TracedUpdate:
+    """The graph that updates the models only."""
+    weights = set(models.values())
+    found: list[TracedUpdate] = []
 
     def build(module: GraphModule, tensors: Mapping[Node, Tensor]) -> NoReturn:
-        sites = sites_of_states(optimizer, recipe, names)
-        mark_states(module, tensors, sites)
         states = {
             weight: {
                 name: state
@@ -139,13 +159,17 @@ def _capture_update(
             role_of[id(weight)] = (weight, _WEIGHT)
             role_of[id(weight.grad)] = (weight, _GRADIENT)
             role_of |= {id(state): (weight, name) for name, state in states[weight].items()}
+        roles = {n: role_of[id(t)] for n, t in tensors.items() if id(t) in role_of}
         found.append(
-            _Update(
+            TracedUpdate(
+                optimizer=optimizer,
+                models=models,
                 module=module,
                 tensors=tensors,
-                roles={n: role_of[id(t)] for n, t in tensors.items() if id(t) in role_of},
+                roles=roles,
                 states=states,
-                formats={key: storage_of(site.rule.format) for key, site in sites.items()},
+                sites=sites_of_states(optimizer, Recipe(), names),
+                owners=_find_owners(module, roles),
             )
         )
         raise RecordedError
@@ -186,10 +210,12 @@ def _ready_to_update(
             weight.grad = gradient
 
 
-def _find_owners(update: _Update) -> dict[Node, nn.Parameter] | None:
+def _find_owners(
+    module: GraphModule, roles: Mapping[Node, tuple[nn.Parameter, str]]
+) -> dict[Node, nn.Parameter] | None:
     """The weight that each node depends on, if any; None if a node depends on several."""
-    owners = {node: weight for node, (weight, _) in update.roles.items()}
-    for node in update.module.graph.nodes:
+    owners = {node: weight for node, (weight, _) in roles.items()}
+    for node in module.graph.nodes:
         if node.op != "call_function":
             continue
         found = {owners[each] for each in node.all_input_nodes if each in owners}
@@ -202,10 +228,9 @@ def _find_owners(update: _Update) -> dict[Node, nn.Parameter] | None:
 
 def _inputs_of(
     calls: CallList,
-    optimizer: Optimizer,
+    update: TracedUpdate,
+    sites: Mapping[int, Site],
     weight: nn.Parameter,
-    model: nn.Parameter,
-    update: _Update,
     name: str,
     gradients: Mapping[str, Value],
 ) -> dict[Node, Value]:
@@ -213,11 +238,13 @@ def _inputs_of(
 
     A state that is not there yet begins as the model's does.
     """
+    model = update.models[weight]
     values = {_WEIGHT: calls.values[name], _GRADIENT: gradients[name]}
-    own = optimizer.state.get(weight, {})
+    own = update.optimizer.state.get(weight, {})
     for state, begins_as in update.states[model].items():
         tensor = own.get(state, begins_as)
-        stored = update.formats.get(id(begins_as))
+        site = sites.get(id(begins_as))
+        stored = None if site is None else storage_of(site.rule.format)
         value = calls.add_given(f"{name}.{state}", tensor, ValueKind.STATE, stored)
         calls.owner[value.name] = name.rpartition(".")[0]
         values[state] = value

@@ -57,6 +57,7 @@ def plan_scale(
     *,
     peak_format: str,
     levels: Sequence[str] | None = None,
+    least_levels: int | None = None,
     most_stages: int = MOST_STAGES,
 ) -> ScalePlan:
     """The best placement of a training step on a machine.
@@ -67,6 +68,8 @@ def plan_scale(
             cannot run there.
         peak_format: of the matrix products that `PlacedTime.matmul_share` is a share of.
         levels: to try as homes; default: see `home_levels`.
+        least_levels: to try from the outermost one on; those further in are tried only while each
+            trains more samples a second than all around it. None: all.
         most_stages: of a pipeline.
 
     Raises:
@@ -75,8 +78,13 @@ def plan_scale(
     peak = peak_of(machine, peak_format)
     placed: list[PlacedTime] = []
     refused: list[Refused] = []
-    for level in reversed(levels or home_levels(machine)):
+    best_rate = 0.0
+    for number, level in enumerate(reversed(levels or home_levels(machine)), start=1):
         _try_level(machine, level, program_time_on, peak, most_stages, placed, refused)
+        rate = max((each.samples_per_s for each in placed), default=0.0)
+        if least_levels is not None and number >= least_levels and rate == best_rate > 0:
+            break
+        best_rate = rate
     if not placed:
         reasons = "\n".join(f"- on {each.home}: {each.why}" for each in refused)
         raise BackendError(
