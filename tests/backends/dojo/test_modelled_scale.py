@@ -37,6 +37,13 @@ def test_rows_count_replicas_and_their_samples():
     assert tiles(1).num_replicas == 2 * 3 * trays.num_replicas
 
 
+def test_homes_are_weighed_down_to_the_smallest_that_trains_more():
+    _, profile = scaled(1)
+    assert [row.placement.split(",")[0] for row in profile.rows] == [
+        "24 x one die", "12 x one tile", "2 x one tray",
+    ]  # fmt: skip
+
+
 def test_the_best_row_comes_first():
     _, profile = scaled(1)
     rates = [row.num_samples / row.step_time_s for row in profile.rows]
@@ -69,14 +76,13 @@ def test_more_replicas_are_never_quicker_a_step():
 def test_the_shown_step_is_that_of_a_replica():
     modelled, profile = scaled(1)
     row = profile.rows[0]
-    assert modelled.machine.levels[-1].name == "tile"
+    assert modelled.machine.levels[-1].name == "die"
     assert modelled.time.seconds + row.exposed_s == pytest.approx(row.step_time_s)
 
 
 def test_the_note_names_the_placement():
     _, profile = scaled(1)
-    count = tiles(1).num_replicas
-    assert f"{count} replicas of one tile" in profile.note
+    assert f"{profile.rows[0].num_replicas} replicas of one die" in profile.note
     assert "MODELLED" in profile.note
     assert "All-reduce" in profile.note
 

@@ -112,7 +112,7 @@ def test_what_the_user_has_given_is_no_assumption():
 def test_a_slice_of_a_larger_machine_is_varied_as_the_whole_is():
     exapod = read_machine({**TILE, "name": "exapod", "exapod_cabinets": 1})
     step, _ = model_scale(training_graph(), exapod, batch_size=4, matrix_format="bf16")
-    assert step.machine.levels[-1].name == "tile"
+    assert step.machine.levels[-1].name == "die"
     times = {each.name: each for each in find_sensitivities(step, exapod)}
     start = times["op_start_ns"]
     assert start.step_time_at_low_s < step.time.seconds < start.step_time_at_high_s

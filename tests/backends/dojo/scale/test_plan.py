@@ -47,6 +47,23 @@ def test_homes_are_ranked_worst_first_by_samples_a_second():
     assert not plan.refused
 
 
+def test_smaller_homes_are_tried_while_they_train_more():
+    asked = []
+
+    def on(rate_of):
+        def time_on(machine):
+            asked.append(machine.levels[-1].name)
+            return replica(1 / rate_of[asked[-1]])
+
+        asked.clear()
+        plan_scale(EXAPOD, time_on, peak_format="bf16", least_levels=2)
+        return asked
+
+    # a tile has 25 dies, a tray 6 tiles
+    assert on({"tray": 600.0, "tile": 50.0, "die": 1e4}) == ["tray", "tile"]
+    assert on({"tray": 6.0, "tile": 50.0, "die": 1.0}) == ["tray", "tile", "die"]
+
+
 def test_more_replicas_are_never_faster_a_step():
     for level in ("die", "tile"):
         steps = []
