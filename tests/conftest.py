@@ -86,11 +86,19 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not the user's; one for all tests, for processes are started to make a synthetic fleet."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_process_of_its_own(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Commands set up logging, sys.argv and Hydra for a process that ends with them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

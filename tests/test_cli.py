@@ -1,6 +1,6 @@
 """The door: a user's mistake is one line on stderr and exit code 2, never a traceback.
 
-Most commands run in this process, in an empty folder with their own cache.
+Most commands run in this process, in an empty folder.
 """
 
 import math
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import SMALL
 
 from fsdtrain.__main__ import COMMANDS, main
 from fsdtrain.data.schema import Clip
@@ -183,8 +184,13 @@ def test_cuda_without_a_gpu_is_one_line(capsys: Capture) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02not a checkpoint"])
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_what_is_no_checkpoint_is_one_line(
-    capsys: Capture, tmp_path: Path, command: str, content: bytes
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    content: bytes,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "broken.ckpt").write_bytes(content)
     line = refused(capsys, command, "ckpt_path=broken.ckpt")
     assert "broken.ckpt is not a checkpoint that can be loaded safely" in line
@@ -415,7 +421,7 @@ def test_bash_completes() -> None:
 # --- whole runs ------------------------------------------------------------------------------
 
 
-SMOKE = ("experiment=smoke", "training.max_steps=4", "training.validate_every_steps=2")
+SMOKE = (*SMALL, "training.max_steps=4", "training.validate_every_steps=2")
 
 
 def figures(run_dir: Path) -> dict[str, float]:
@@ -472,7 +478,7 @@ def test_a_run_can_be_repeated_evaluated_and_resumed(capsys: Capture, tmp_path: 
     assert manifest.data_sha256 == read_manifest(twice).data_sha256
 
     checkpoint = once / "checkpoints" / "last.ckpt"
-    printed(capsys, "validate", "experiment=smoke", f"ckpt_path={checkpoint}", f"run_dir={again}")
+    printed(capsys, "validate", *SMALL, f"ckpt_path={checkpoint}", f"run_dir={again}")
     assert figures(again) == figures(once)
 
     line = refused(capsys, "fit", *SMOKE, f"run_dir={once}")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fsdtrain_cuda import CudaBackend
 from fsdtrain_dojo import DojoBackend
+from small_model import SMALL
 from torch import nn
 
 from fsdtrain.__main__ import COMMANDS, _as_overrides, main
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 def test_a_profile_is_written_and_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["experiment=smoke", f"run_dir={tmp_path}", "trace=true"]
+    arguments = [*SMALL, f"run_dir={tmp_path}", "trace=true"]
     assert main(["profile", *arguments, "--explain", "convolution_back"]) == 0
     record = read_profile(tmp_path)
     assert record.num_clips == 2
@@ -50,7 +51,7 @@ def test_a_profile_is_written_and_printed(
 def test_dojos_time_is_modelled_and_has_reasons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["experiment=smoke", "backend=dojo", "backend.machine=d1_node", "trace=true"]
+    arguments = [*SMALL, "backend=dojo", "backend.machine=d1_node", "trace=true"]
     assert main(["profile", *arguments, f"run_dir={tmp_path}", "--explain", "convolution"]) == 0
     profile = read_profile(tmp_path).profile
     assert profile.origin == "MODELLED"
@@ -93,7 +94,7 @@ def test_a_profile_by_a_substitute_says_so_first_and_forever(
 ) -> None:
     stub = ModelledSubstitute(backend="cpu", options={}, machine="a machine", hint="A hint.")
     monkeypatch.setattr(CudaBackend, "modelled_substitute", lambda: stub)
-    assert main(["profile", "backend=cuda", "experiment=smoke", f"run_dir={tmp_path}"]) == 0
+    assert main(["profile", "backend=cuda", *SMALL, f"run_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.startswith("Backend cuda is not available here: no GPU")
     assert "of a machine, by backend cpu. A hint." in read_profile(tmp_path).profile.notes[0]
     assert "not available here" in (tmp_path / "profile.html").read_text()

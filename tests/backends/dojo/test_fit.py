@@ -1,28 +1,35 @@
 """`fit backend=dojo` from the command line: what the run folder holds, and what is refused."""
 
 import csv
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
+from small_model import SMALL
 
+from fsdtrain.__main__ import main
 from fsdtrain.engine.run_record import read_manifest, read_results
 
-SMOKE = ("experiment=smoke", "training.max_steps=4", "training.validate_every_steps=2")
+pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
+
+SMOKE = (*SMALL, "training.max_steps=4", "training.validate_every_steps=2")
 
 
-def fit(*overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fsdtrain", "fit", "backend=dojo", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture(autouse=True)
+def forget_graphs() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def fit(*overrides: str) -> int:
+    return main(["fit", "backend=dojo", *SMOKE, *overrides])
 
 
 def test_a_run_is_recorded_as_emulated(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = fit(
-        *SMOKE, "backend/recipe=cfp8_lean", "backend.read_every_steps=2", f"run_dir={run_dir}"
-    )
-    assert done.returncode == 0, done.stderr
+    code = fit("backend/recipe=cfp8_lean", "backend.read_every_steps=2", f"run_dir={run_dir}")
+    assert code == 0
     assert read_manifest(run_dir).backend == "dojo"
     assert {figure.origin for figure in read_results(run_dir).figures} == {"EMULATED"}
     with (run_dir / "numerics.csv").open(newline="") as file:
@@ -56,12 +63,17 @@ def test_a_run_is_recorded_as_emulated(tmp_path: Path) -> None:
         assert said in report
 
 
-def test_wrong_options_are_one_sentence(tmp_path: Path) -> None:
-    for override, complaint in (
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
         ("backend.recipe.weight.format=fp8", "backend.recipe.weight: format 'fp8' is not known"),
         ("backend.precision=bf16-mixed", "choose a recipe, e.g. backend/recipe=bf16"),
-    ):
-        done = fit(*SMOKE, f"run_dir={tmp_path / 'run'}", override)
-        assert done.returncode == 2
-        assert complaint in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, complaint: str
+) -> None:
+    assert fit(f"run_dir={tmp_path / 'run'}", override) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert len(said.strip().splitlines()) == 1
