@@ -1,5 +1,6 @@
 """Attentions in blocks, run node by node, are those of the ops; so are all gradients."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import pytest
@@ -22,8 +23,9 @@ MACHINES = {
 # samples, rows, columns, heads, width
 CASES = {
     "plain": (2, 11, 13, 2, 3), "causal": (1, 17, 17, 2, 5), "masked": (2, 13, 16, 2, 3),
-    "by hand": (3, 26, 17, 1, 6),
+    "by hand": (2, 20, 13, 1, 6),
 }  # fmt: skip
+LARGER = (3, 26, 17, 1, 6)  # by hand: every chain on the die has blocks of rows and of columns
 
 
 @lru_cache
@@ -45,13 +47,22 @@ def num_blocks(program: TileProgram) -> list[int]:
     ]
 
 
+def check_blocks(step: RecordedStep, machine: Mapping[str, object]) -> None:
+    program = place_chains(graph_of(step), machine)
+    assert len(program.graph.chains) == 3  # forward; gradients of rows; gradients of columns
+    assert max(num_blocks(program)) > 1
+    check_in_double(step, program)
+
+
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_step_in_blocks_is_the_direct_one(kind, machine):
-    program = place_chains(graph_of(recorded(kind)), MACHINES[machine])
-    assert len(program.graph.chains) == 3  # forward; gradients of rows; gradients of columns
-    assert max(num_blocks(program)) > 1
-    check_in_double(recorded(kind), program)
+    check_blocks(recorded(kind), MACHINES[machine])
+
+
+@pytest.mark.slow
+def test_a_step_in_many_blocks_is_the_direct_one():
+    check_blocks(record_attention(*LARGER, "by hand"), MACHINES["die"])
 
 
 def test_blocks_over_all_axes_are_the_direct_ones():
