@@ -211,10 +211,9 @@ def _compare_step(
 
     numerics = bisected = None
     if settings.numerics:
-        captured = capture_sides(reference, batch, on_a, on_b)
-        numerics = compare_one_step(
-            captured, reference, on_a, on_b, partial(build_optimizer, training=settings.training)
-        )
+        make_optimizer = partial(build_optimizer, training=settings.training)
+        captured = capture_sides(reference, batch, on_a, on_b, make_optimizer)
+        numerics = compare_one_step(captured)
         bisected = bisect_step(captured) if settings.bisect else None
         if settings.repro is not None:
             folder = settings.run_dir / "repro"

@@ -4,19 +4,26 @@ import csv
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
+from fsdtrain_cpu.backend import CpuBackend
+from fsdtrain_dojo.backend import DojoBackend
 from omegaconf import OmegaConf
 from small_model import SMALL
+from torch import nn
 
 from fsdtrain.__main__ import main
+from fsdtrain.backend import Backend
 from fsdtrain.compare import _as_fit
 from fsdtrain.comparison.record import CompareRecord, read_comparison
 from fsdtrain.errors import UserError
 from fsdtrain.hydra_app import compose_config
 from fsdtrain.settings import read_settings
+from fsdtrain.step_graph.graph import StepGraph
+from tests.comparison import faults
 
 pytestmark = pytest.mark.usefixtures("a_process_of_its_own")
 
@@ -67,7 +74,13 @@ def test_dojo_is_within_its_formats_and_measured_is_told_from_modelled(tmp_path:
     ]
     median = statistics.median(cosine for cosine in cosines if cosine is not None)
     assert 0.1 < median < 1
-    assert f"median cosine of {median:.4g} with a's" in record.verdict.sentence
+    sentence = record.verdict.sentence
+    assert sentence.startswith("The same: numerics: All ")
+    assert (
+        f"errors that add up over the step leave b's gradients a median cosine of {median:.4g} "
+        in sentence
+    )
+    assert "whether that trains the same only trainings (num_seeds=5) tell" in sentence
     assert record.performance is not None
     step = next(row for row in record.performance.totals if row.name == "step time")
     assert (step.a_origin, step.b_origin) == ("MEASURED", "MODELLED")
@@ -75,6 +88,29 @@ def test_dojo_is_within_its_formats_and_measured_is_told_from_modelled(tmp_path:
     assert {each.field for each in record.config_differences} >= {"backend.name", "backend.recipe"}
     assert all(each.is_allowed for each in record.config_differences)
     assert not (tmp_path / "compare.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "side"),
+    [pytest.param(CpuBackend, "a", marks=pytest.mark.slow), (DojoBackend, "b")],
+)
+def test_a_backend_that_keeps_a_weight_from_its_capture_reads_a_stale_one(
+    backend: type[Backend], side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = "network.backbone.stem.0.weight"
+    whole = backend.step_graph
+
+    def with_its_own_copy(self: Backend, step: nn.Module, batch: Any) -> StepGraph:
+        graph = whole(self, step, batch)
+        op = next(op for op in graph.ops if weight in op.inputs)
+        number = op.inputs.index(weight)
+        return faults.with_op(graph, faults.reading(op, number, graph.tensors[weight]))
+
+    monkeypatch.setattr(backend, "step_graph", with_its_own_copy)
+    arguments = ("a=cpu", "b=dojo", "performance=false", "page=false")
+    sentence = compared(tmp_path, *arguments, code=1).verdict.sentence
+    assert sentence.startswith(f"Different: numerics: {side}: network.backbone.stem.0 convolution")
+    assert f"the value of {weight} of the step before (stale weight)" in sentence
 
 
 def test_bisect_and_repro_from_the_command_line(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ DRIFT_MARGIN_DB: Final = 10.0
 # deviations plus 6 M with a probability below 2 exp(-18) = 3e-8. M matters for few elements, of
 # which one may be rounded the unlikely way.
 DEVIATIONS: Final = 6.0
-_NOISE_FACTOR: Final = 1.25  # power: of results that are rounded twice on their way
+NOISE_FACTOR: Final = 1.25  # power: of results that are rounded twice on their way
 # Of the sums of a low-precision store in float32, relative to the tensor.
 _ACCUMULATION: Final = 1e-6
 # A tensor that needs its last bit in so many elements and never has it, has less resolution.
@@ -169,7 +169,7 @@ def judge_store(
     power = dot(errors, errors)
     allowed = (
         math.sqrt(
-            _NOISE_FACTOR * noise.power + DEVIATIONS * (noise.power_deviation + noise.largest_power)
+            NOISE_FACTOR * noise.power + DEVIATIONS * (noise.power_deviation + noise.largest_power)
         )
         + slack * math.sqrt(count)
     ) ** 2

@@ -57,8 +57,7 @@ def compare_numerics(
         max_rows: of the record; what is furthest within its band is left out first.
 
     Raises:
-        UserError: the loss or a gradient is NaN or infinite in the first step; it names the first
-            op and the side.
+        UserError: the loss or a gradient is NaN or infinite; it names the first op and the side.
     """
     aligned = aligned or align_steps(reference, a, b)
     run = _Run(reference, {"a": a, "b": b}, aligned, previous or {})
@@ -135,8 +134,8 @@ class _Run:
             where = self.not_finite.get(run, "the loss")
             who = "the reference" if run == "reference" else f"side {run}"
             raise UserError(
-                f"{who} is NaN or infinite from the first step on, first in {where}: there is "
-                "nothing to compare; look at the batch and the weights, or at that op"
+                f"{who} is NaN or infinite, first in {where}: there is nothing to compare; look "
+                "at the batch and the weights, or at that op"
             )
 
     def _keep(self, evidence: UnitEvidence, name: str, weight: str) -> None:

@@ -5,7 +5,7 @@ It does not know how a side was configured, nor how findings look.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fsdtrain.comparison.numerics import compare_numerics
 from fsdtrain.comparison.record import NumericsComparison, SwappedSet
 from fsdtrain.comparison.repro import write_repro
 from fsdtrain.comparison.script import SideBackend
+from fsdtrain.comparison.updates import Updates
 from fsdtrain.comparison.weight_update import MakeOptimizer, compare_with
 from fsdtrain.step_graph.capture import capture_step
 from fsdtrain.step_graph.graph import StepGraph
@@ -44,16 +45,38 @@ class SideStep:
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedSteps:
-    """The step as the reference and both sides compute it, cut into units that correspond."""
+    """The step as the reference and both sides compute it, cut into units that correspond.
+
+    Args:
+        reference: with the weights that are compared.
+        a: as it was captured, before the first update.
+        b: likewise.
+        aligned: the three.
+        updates: the update behind the step.
+        previous: weights in the step before by name.
+    """
 
     reference: StepGraph
     a: StepGraph
     b: StepGraph
     aligned: AlignedSteps
+    updates: Updates
+    previous: Mapping[str, Tensor]
 
 
-def capture_sides(reference: nn.Module, batch: Any, a: SideStep, b: SideStep) -> CapturedSteps:
-    """Capture the step three times; `reference` is the plain one, on the CPU.
+def capture_sides(
+    reference: nn.Module, batch: Any, a: SideStep, b: SideStep, make_optimizer: MakeOptimizer
+) -> CapturedSteps:
+    """Capture the step three times, and go on to the second step, with the first one's batch.
+
+    What a side kept of its weights when it was captured is stale by then.
+
+    Args:
+        reference: the plain step, on the CPU; it and the sides' stay as they are.
+        batch: what it takes.
+        a: with the same weights.
+        b: likewise.
+        make_optimizer: of a step's weights.
 
     Raises:
         BackendError: it is no static graph.
@@ -62,30 +85,33 @@ def capture_sides(reference: nn.Module, batch: Any, a: SideStep, b: SideStep) ->
     graph = capture_step(reference, batch, who="the reference")
     graph_a = a.backend.step_graph(a.step, a.batch)
     graph_b = b.backend.step_graph(b.step, b.batch)
+    sides = {"a": (a.step, a.backend), "b": (b.step, b.backend)}
+    updates = compare_with(reference, batch, sides, make_optimizer)
+    weights = {name: updates.before[name] for name in graph.weights}
+    moved = replace(graph, tensors={**graph.tensors, **weights})
     return CapturedSteps(
-        reference=graph, a=graph_a, b=graph_b, aligned=align_steps(graph, graph_a, graph_b)
+        reference=moved,
+        a=graph_a,
+        b=graph_b,
+        aligned=align_steps(moved, graph_a, graph_b),
+        updates=updates,
+        previous={name: graph.tensors[name] for name in graph.weights},
     )
 
 
-def compare_one_step(
-    captured: CapturedSteps,
-    reference: nn.Module,
-    a: SideStep,
-    b: SideStep,
-    make_optimizer: MakeOptimizer,
-) -> NumericsComparison:
-    """Forward, backward, gradients and the first update.
+def compare_one_step(captured: CapturedSteps) -> NumericsComparison:
+    """Forward, backward, gradients and the update.
 
     Raises:
         UserError: it is NaN or infinite.
     """
     logger.info("comparing %d ops in both modes", len(captured.aligned.units))
-    sides = {"a": (a.step, a.backend), "b": (b.step, b.backend)}
     return compare_numerics(
         captured.reference,
         captured.a,
         captured.b,
-        updates=compare_with(reference, sides, make_optimizer),
+        updates=captured.updates,
+        previous=captured.previous,
         aligned=captured.aligned,
     )
 

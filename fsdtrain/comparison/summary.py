@@ -105,7 +105,10 @@ def _sentence(rows: Sequence[Row], first: TensorComparison | None, num_units: in
 
 
 def _drift(rows: Sequence[Row]) -> str:
-    """How far errors that add up turn the gradients; bands allow that, and a reader wants it."""
+    """How far errors that add up turn the gradients.
+
+    Bands allow what the formats explain, and no step by itself says how much of it trains the same.
+    """
     gradients = [
         row.tensor.between
         for row in rows
@@ -116,8 +119,9 @@ def _drift(rows: Sequence[Row]) -> str:
     if not known:
         return ""
     return (
-        f"; free-running, the gradients of b's weights have a median cosine of "
-        f"{statistics.median(known):.4g} with a's"
+        "; rounding errors that add up over the step leave b's gradients a median cosine of "
+        f"{statistics.median(known):.4g} with a's, and whether that trains the same only trainings "
+        "(num_seeds=5) tell"
     )
 
 

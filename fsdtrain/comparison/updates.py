@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsdtrain.comparison.bands import default_snr_db, rounding_noise
+from fsdtrain.comparison.bands import DEVIATIONS, NOISE_FACTOR, default_snr_db, rounding_noise
 from fsdtrain.comparison.errors import (
     as_floats,
     compare_tensors,
@@ -21,20 +21,18 @@ from fsdtrain.comparison.errors import (
     shortened,
 )
 from fsdtrain.comparison.finding import find_cause
-from fsdtrain.comparison.number_formats import find_format, grid_of, store_as
+from fsdtrain.comparison.number_formats import FLOAT32, find_format, grid_of, spacing
 from fsdtrain.comparison.record import SIDES, Errors, Mode, Side, StoredTensor, TensorComparison
 from fsdtrain.comparison.rows import Row
 from fsdtrain.comparison.storage import measure_storage
 
 State = Mapping[str, Tensor]
-# From gradients by weight to the state after one update: weights by name, moments by "weight.name".
+# From gradients by weight to the state after an update: weights by name, moments by "weight.name".
 # Each call starts from the same state.
 Updater = Callable[[Mapping[str, Tensor]], State]
 
 # Of the arithmetic of an update in float32.
 _ARITHMETIC: Final = 1e-4
-# Gradients that were rounded at random rather than to nearest.
-_GRADIENT_FACTOR: Final = 3.0
 _FREE_FACTOR: Final = 10.0
 
 
@@ -46,7 +44,7 @@ class Updates:
         reference: in double precision if it can be; its results are taken as exact.
         a: as side a does it.
         b: as side b does.
-        before: the state that all start from; what is not in it starts from zero.
+        before: the state that all start from; moments that are not in it start from zero.
         formats: of the state on a side, by name, where it is not float32.
     """
 
@@ -75,10 +73,10 @@ def compare_updates(
     run: dict[Side, Updater] = {"a": updates.a, "b": updates.b}
     forced = gradients["reference"]
     exact = updates.reference(forced)
-    # What the sides' formats of gradients alone make of the update.
+    # What the sides' formats of gradients alone make of the update, at worst.
     rounded = {
         side: updates.reference(
-            {n: store_as(each, formats[side].get(n)) for n, each in forced.items()}
+            {n: _a_step_away(each, formats[side].get(n, "float32")) for n, each in forced.items()}
         )
         for side in SIDES
     }
@@ -91,6 +89,17 @@ def compare_updates(
         change = _Change(updates, name, before, order + number)
         yield change.row("teacher_forced", exact[name], states, rounded)
         yield change.row("free_running", exact[name], free, expected)
+
+
+def _a_step_away(gradient: Tensor, format: str) -> Tensor:
+    """Each number a step of the format further from zero: no rounding errs more, if at random."""
+    number_format = find_format(format)
+    if number_format.mantissa_bits >= FLOAT32.mantissa_bits:
+        return gradient
+    numbers = as_floats(gradient).astype(np.float64)
+    grid = grid_of(number_format, float(np.abs(numbers).max(initial=0.0)))
+    moved = numbers + np.sign(numbers) * spacing(numbers, grid)
+    return torch.from_numpy(moved).reshape(gradient.shape)
 
 
 class _Change:
@@ -174,14 +183,17 @@ class _Change:
         grid = grid_of(find_format(format), float(np.abs(numbers).max(initial=0.0)))
         noise = rounding_noise(numbers, grid)
         change = float((exact.double() - self.before).norm())
-        stored = math.sqrt(1.25 * noise.power + 6 * noise.power_deviation)
+        at_random = DEVIATIONS * (noise.power_deviation + noise.largest_power)
+        stored = math.sqrt(NOISE_FACTOR * noise.power + at_random)
         by_gradients = float((expected.double() - exact.double()).norm())
-        factor = _GRADIENT_FACTOR if mode == "teacher_forced" else _FREE_FACTOR
+        factor = 1.0 if mode == "teacher_forced" else _FREE_FACTOR
         return (stored + factor * by_gradients + arithmetic * change) ** 2
 
     def _clause(self, reference: Tensor, found: Tensor | None, format: str) -> str:
-        if found is not None and not found.any() and self.name in self.updates.before:
-            return "is zero: it equals the value of the step before (stale weight)"
+        before = self.updates.before
+        if found is not None and not found.any() and self.name in before:
+            what = "moment" if self.name.rpartition(".")[0] in before else "weight"
+            return f"is zero: it equals the value of the step before (stale {what})"
         return find_cause(reference, found, find_format("float32"))
 
     def _stored(self, mode: Mode, exact: Tensor, state: State, format: str) -> StoredTensor:
