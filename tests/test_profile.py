@@ -219,7 +219,7 @@ def test_what_stands_for_the_optimisers_step_is_called() -> None:
 
 def test_bf16_is_profiled_as_it_trains(tmp_path: Path) -> None:
     arguments = [
-        "experiment=smoke",
+        *SMALL,
         "backend.precision=bf16-mixed",
         "page=false",
         f"run_dir={tmp_path}",
