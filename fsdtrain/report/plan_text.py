@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fsdtrain.planning.record import MachinePlan, PlanRecord, PressQuestion, Question, ScalePoint
-from fsdtrain.planning.words import amount, duration, limit_words, money
-from fsdtrain.report.amounts import in_seconds, percent
+from fsdtrain.planning.words import amount, devices, duration, limit_words, money
+from fsdtrain.report.amounts import in_seconds, percent, plain_number
 
 NUM_SENSITIVITIES = 4
 NOTHING = "-"
@@ -62,9 +62,9 @@ def machine_parts(plan: MachinePlan, question: Question) -> Iterator[Table | Tex
     yield curve_table(plan, question)
     for each in plan.sensitivities[:NUM_SENSITIVITIES]:
         yield Text(
-            f"rests on {each.name} {each.value:g} {each.unit} ({each.origin}): "
-            f"{each.low:g} to {each.high:g} is {duration(each.time_at_low_s)} to "
-            f"{duration(each.time_at_high_s)} with {each.num_devices:,}"
+            f"rests on {each.name} {plain_number(each.value)} {each.unit} ({each.origin}): with "
+            f"{plain_number(each.low)} to {plain_number(each.high)}, {devices(each.num_devices)} "
+            f"train in {duration(each.time_at_low_s)} to {duration(each.time_at_high_s)}"
         )
     for note in plan.notes:
         yield Padding(Text(note, style="dim"), (0, 0, 0, 2))

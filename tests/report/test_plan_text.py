@@ -102,6 +102,6 @@ def test_all_of_it_fits_any_terminal(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     words = " ".join(text.split())
     assert "h100: 8 devices take" in words
-    assert "rests on" in words
+    assert "rests on straggler_share 0.02 share (ASSUMED): with 0.005 to 0.05, 8 devices" in words
     assert "The step of one device is MEASURED" in words
     assert "276,243 D1 by the peak that is printed" in words
