@@ -16,6 +16,7 @@ from torch import Tensor
 from fsdtrain.backend import Backend, FormatLadders
 from fsdtrain.comparison.record import TunedRecipe, WiderRole
 from fsdtrain.errors import UserError
+from fsdtrain.step_profile import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def tune(
     *,
     measure: Measure,
     step_time: StepTime,
+    origin: Origin,
     margin_snr_db: float | None = None,
     max_runs: int = MAX_RUNS,
 ) -> TunedRecipe:
@@ -59,6 +61,7 @@ def tune(
         ladders: from the recipe to start from upwards.
         measure: runs the step, which takes about a second.
         step_time: of the step on the machine, which takes seconds to model; None: it is not known.
+        origin: of what `measure` gives.
         margin_snr_db: the least SNR of all gradients against the reference; None: that of the
             recipe which the backend names as known to train, less `DEFAULT_DISTANCE_DB`.
         max_runs: how often `measure` is called at most.
@@ -66,7 +69,7 @@ def tune(
     Raises:
         UserError: there is no margin to be had.
     """
-    search = _Search(ladders, measure, step_time, max_runs)
+    search = _Search(ladders, measure, step_time, origin, max_runs)
     why = f"{margin_snr_db} dB, as asked for"
     if margin_snr_db is None:
         known = measure(ladders.known_options)
@@ -115,7 +118,12 @@ class _Search:
     """One search, with what its runs have given."""
 
     def __init__(
-        self, ladders: FormatLadders, measure: Measure, step_time: StepTime, max_runs: int
+        self,
+        ladders: FormatLadders,
+        measure: Measure,
+        step_time: StepTime,
+        origin: Origin,
+        max_runs: int,
     ) -> None:
         self.ladders = ladders
         self.roles = tuple(ladders.formats)
@@ -123,6 +131,7 @@ class _Search:
         self.widest: Levels = tuple(len(ladders.formats[role]) - 1 for role in self.roles)
         self.measure = measure
         self.step_time = step_time
+        self.origin = origin
         self.max_runs = max_runs
         self.num_runs = 0
         self.snrs: dict[Levels, float] = {}
@@ -130,7 +139,7 @@ class _Search:
 
     def find(self, margin: float, why: str) -> TunedRecipe:
         """Up, and back down."""
-        needed = f"SNR of all gradients (needed: {why})"
+        needed = f"SNR of all gradients ({self.origin}; needed: {why})"
         if self._snr(self.start) >= margin:
             sentence = f"no role needs a wider format: {_db(self._snr(self.start))} {needed}"
             return TunedRecipe(margin_snr_db=margin, is_reached=True, steps=(), sentence=sentence)

@@ -44,7 +44,13 @@ def tune_step(
     def measure(options: Options) -> float:
         return gradient_snr_db(expected, _gradients(variants.graph(options)))
 
-    return tune(ladders, measure=measure, step_time=variants.time_s, margin_snr_db=margin_snr_db)
+    return tune(
+        ladders,
+        measure=measure,
+        step_time=variants.time_s,
+        origin=backend.value_origin,
+        margin_snr_db=margin_snr_db,
+    )
 
 
 def _gradients(graph: StepGraph) -> dict[str, Tensor]:

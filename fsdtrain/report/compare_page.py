@@ -22,6 +22,7 @@ from fsdtrain.report.compare_training import TrainingView, make_training_view
 from fsdtrain.report.compare_words import as_sentence, telling_differences
 from fsdtrain.report.run_page import Fact, manifest_facts
 from fsdtrain.report.table import Cell, Column, Table, make_table
+from fsdtrain.step_profile import Origin
 
 TONES: dict[Outcome, str] = {"same": "good", "different": "bad", "open": "open"}
 MAX_DIFFERENCES = 12  # above the fold
@@ -108,7 +109,7 @@ def make_compare_page(record: CompareRecord) -> ComparePage:
         bisected=record.bisected,
         ranking=_ranking_table(record.bisected),
         tuned=record.tuned,
-        tuned_steps=_tuned_table(record.tuned),
+        tuned_steps=_tuned_table(record.tuned, record.b_manifest.origin),
         training=training,
         costs=costs,
         sides=tuple(
@@ -139,7 +140,7 @@ def _ranking_table(bisected: SwappedSet | None) -> Table | None:
     return make_table("Shares of the difference", columns, cells, note=note, source="compare.json")
 
 
-def _tuned_table(tuned: TunedRecipe | None) -> Table | None:
+def _tuned_table(tuned: TunedRecipe | None, origin: Origin) -> Table | None:
     if tuned is None or not tuned.steps:
         return None
     columns = (
@@ -158,7 +159,8 @@ def _tuned_table(tuned: TunedRecipe | None) -> Table | None:
         cells.append(
             [
                 Cell(step.role), Cell(step.from_format), Cell(step.to_format),
-                Cell("not known") if snr is None else Cell(f"{snr:.1f}", snr),
+                Cell("not known") if snr is None
+                else Cell(f"{snr:.1f}", snr, small=(origin,)),
                 Cell("not known") if after is None
                 else Cell(in_seconds(after), after, small=(step.origin,)),
                 Cell("not known") if cost is None

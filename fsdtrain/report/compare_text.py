@@ -118,7 +118,8 @@ def _attribution_section(record: CompareRecord) -> list[str]:
         rows = [
             (
                 step.role, step.from_format, step.to_format,
-                "" if step.gradient_snr_db is None else f"{step.gradient_snr_db:.1f} dB",
+                "" if step.gradient_snr_db is None
+                else f"{step.gradient_snr_db:.1f} dB {record.b_manifest.origin}",
                 "not known" if step.step_time_s is None
                 else f"{in_seconds(step.step_time_s)} {step.origin}",
             )
