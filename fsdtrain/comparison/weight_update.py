@@ -40,8 +40,9 @@ def compare_with(
     """
     exact = copy.deepcopy(reference).double()
     made = make_optimizer(exact)
-    first = _gradients(reference, batch)
-    once = make_updater(exact, made, _step)(first)
+    gradients = _gradients(reference, batch)
+    first: Mapping[str, Tensor] | None = gradients
+    once = make_updater(exact, made, _step)(gradients)
     start = {name: each.float() for name, each in once.items()}
     if not all(bool(each.isfinite().all()) for each in start.values()):
         first = None
@@ -60,7 +61,7 @@ def _gradients(step: nn.Module, batch: Any) -> dict[str, Tensor]:
     """Of `step(batch)`; the step and the generator stay as they were."""
     module = copy.deepcopy(step)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        loss_of(module(batch)).backward()
+        torch.autograd.backward(loss_of(module(batch)))
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
