@@ -6,6 +6,7 @@ It does not know how the points were found.
 from collections.abc import Sequence
 
 from fsdtrain.planning.record import Limit, MachinePlan, ScalePoint, Sensitivity
+from fsdtrain.planning.words import devices
 from fsdtrain.report.amounts import percent, plain_number, with_prefix
 from fsdtrain.report.charts.chart import (
     DASHES,
@@ -20,7 +21,7 @@ from fsdtrain.report.charts.chart import (
     plain,
     series_color,
 )
-from fsdtrain.report.plan_words import duration
+from fsdtrain.report.plan_words import duration, time_unit
 
 SOURCE = "plan.json"
 # Each limit has a colour and a symbol of its own, the same in all charts.
@@ -45,10 +46,10 @@ def make_rate_chart(machines: Sequence[MachinePlan]) -> Chart:
         if machine.needed is not None:
             entry_traces.append(len(data))
             data.append(_needed(place, machine, machine.needed))
-        last = plain_number(machine.curve[-1].samples_per_s) if machine.curve else ""
+        most = max((point.samples_per_s for point in machine.curve), default=0.0)
         legend.append(
             LegendEntry(label=machine.name, color=series_color(place), traces=tuple(entry_traces),
-                        value=f"{last}/s", dash=entry)
+                        value=f"at most {plain_number(most)}/s", dash=entry)
         )  # fmt: skip
     return Chart(
         title="Throughput", origin=origin_of(machines), source=SOURCE,
@@ -156,6 +157,8 @@ def make_power_chart(machines: Sequence[MachinePlan]) -> Chart | None:
     """Energy of the whole training against its time: more devices are faster and cost more."""
     data: list[PlotlyPart] = []
     legend = []
+    times_s = [point.time_to_train_s for machine in machines for point in machine.curve]
+    unit, unit_s = time_unit(min(times_s, default=0.0))
     for place, machine in enumerate(machines):
         points = [point for point in machine.curve if point.energy_j is not None]
         if not points:
@@ -167,9 +170,8 @@ def make_power_chart(machines: Sequence[MachinePlan]) -> Chart | None:
             for p in points
         ]
         energies = [(p.energy_j or 0.0) / 3.6e9 for p in points]
-        days = [p.time_to_train_s / 86_400 for p in points]
         trace, dash = _line(place, machine, energies, texts)
-        trace |= {"x": numbers(days)}
+        trace |= {"x": numbers([p.time_to_train_s / unit_s for p in points])}
         legend.append(
             LegendEntry(label=machine.name, color=series_color(place), traces=(len(data),),
                         dash=dash)
@@ -182,8 +184,8 @@ def make_power_chart(machines: Sequence[MachinePlan]) -> Chart | None:
         figure={
             "data": data,
             "layout": layout(
-                x=axis("days to train", type="log", exponentformat="power"),
-                y=axis("MWh of the whole training", type="log", exponentformat="power"),
+                x=axis(f"{unit} to train", type="log", dtick=1, exponentformat="power"),
+                y=axis("MWh of the whole training", type="log", dtick=1, exponentformat="power"),
                 hovermode="closest",
             ),
         },
@@ -197,16 +199,23 @@ def make_sensitivity_chart(machine: MachinePlan) -> Chart | None:
     rows: Sequence[Sensitivity] = machine.sensitivities
     if not rows:
         return None
-    names = [plain(f"{row.name} {row.low:g} to {row.high:g} {row.unit}") for row in rows]
-    starts = [min(row.time_at_low_s, row.time_at_high_s) / 86_400 for row in rows]
-    widths = [abs(row.time_at_high_s - row.time_at_low_s) / 86_400 for row in rows]
+    # On two lines: names are long, and phones are narrow.
+    names = [
+        f"{plain(row.name)}<br>"
+        + plain(f"{plain_number(row.low)} to {plain_number(row.high)} {row.unit}")
+        for row in rows
+    ]
+    longest_s = max(max(row.time_at_low_s, row.time_at_high_s) for row in rows)
+    unit, unit_s = time_unit(longest_s)
+    starts = [min(row.time_at_low_s, row.time_at_high_s) / unit_s for row in rows]
+    widths = [abs(row.time_at_high_s - row.time_at_low_s) / unit_s for row in rows]
     texts = [
         plain(f"at {row.low:g}: {duration(row.time_at_low_s)}; at {row.high:g}: "
               f"{duration(row.time_at_high_s)}; {row.origin}: {row.source}")
         for row in rows
     ]  # fmt: skip
     return Chart(
-        title=f"{machine.name}: what its time rests on, {rows[0].num_devices:,} devices",
+        title=f"{machine.name}: what its time rests on, {devices(rows[0].num_devices)}",
         origin="MODELLED", source=SOURCE,
         figure={
             "data": [
@@ -217,14 +226,14 @@ def make_sensitivity_chart(machine: MachinePlan) -> Chart | None:
                 }
             ],
             "layout": layout(
-                x=axis("days to train"), y=axis(autorange="reversed", type="category"),
+                x=axis(f"{unit} to train", nticks=4), y=axis(autorange="reversed", type="category"),
                 hovermode="closest", bargap=0.35,
             ),
         },
-        summary="Days to train at both ends of the range of each figure: "
+        summary="Time to train at both ends of the range of each figure: "
         + "; ".join(f"{row.name} {duration(row.time_at_low_s)} to {duration(row.time_at_high_s)}"
                     for row in rows) + ".",
-        height_px=64 + 38 * len(rows),
+        height_px=72 + 42 * len(rows),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from fsdtrain.report.amounts import in_seconds, plain_number
 
 DAY_S = 86_400.0
 YEAR_DAYS = 365.25
+UNITS = (("days", DAY_S), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 def duration(seconds: float) -> str:
@@ -25,6 +26,11 @@ def duration(seconds: float) -> str:
 def _counted(value: float, unit: str) -> str:
     text = f"{value:.3g}"
     return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """For an axis that ends there: 9000 -> ("hours", 3600)."""
+    return next((unit for unit in UNITS if seconds >= 1.5 * unit[1]), UNITS[-1])
 
 
 def money(value: float | None, currency: str) -> str:

@@ -73,6 +73,32 @@ def test_sensitivities_reach_from_end_to_end() -> None:
         assert [start, start + width] == pytest.approx(ends, rel=1e-4)
 
 
+def test_times_have_units_that_fit_them() -> None:
+    machine = make_plan_record().machines[0]
+    rows = [
+        msgspec.structs.replace(each, time_at_low_s=540.0, time_at_high_s=900.0)
+        for each in machine.sensitivities
+    ]
+    chart = make_sensitivity_chart(msgspec.structs.replace(machine, sensitivities=tuple(rows)))
+    assert chart is not None
+    assert "minutes" in str(chart.figure["layout"]["xaxis"])
+    (bars,) = chart.figure["data"]
+    assert (bars["base"][0], bars["x"][0]) == pytest.approx((9.0, 6.0))
+
+
+def test_the_legend_of_throughput_tells_the_best_of_a_curve() -> None:
+    machine = make_plan_record().machines[0]
+    few = [
+        msgspec.structs.replace(point, samples_per_s=rate)
+        for point, rate in zip(machine.curve, (10.0, 30.0, 20.0), strict=False)
+    ]
+    page = make_plan_page(
+        make_plan_record(machines=(msgspec.structs.replace(machine, curve=tuple(few)),))
+    )
+    assert page.rates is not None
+    assert [entry.value for entry in page.rates.legend] == ["at most 30/s"]
+
+
 def test_the_table_has_every_point_and_the_page_every_source() -> None:
     record = make_plan_record()
     page = make_plan_page(record)
