@@ -119,7 +119,8 @@ class FormatLadders:
     """The number formats that each role of a recipe may have.
 
     Args:
-        formats: role -> formats in words, from that in use to the widest.
+        formats: role -> formats in words that begin with the format's name, from that in use to
+            the widest.
         options_at: options of the backend where each role is that many rungs above the one in use.
         known_name: of a recipe that is known to train, which others are measured by.
         known_options: options of the backend with that recipe.
