@@ -1,5 +1,6 @@
 """The runner of seeds: what it trains, skips, goes on with and refuses; and that no bit changes."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -31,6 +32,13 @@ SMALL = (
     "model.network.lift_channels=8", "model.network.encoder_channels=[8,8]",
     "model.network.encoder_blocks=[1,1]", "num_report_clips=0",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_walk_over() -> None:
+    """Garbage is collected around every run, also among what tests before these have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
