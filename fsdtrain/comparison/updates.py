@@ -87,8 +87,8 @@ def compare_updates(
     for number, name in enumerate(exact):
         before = updates.before.get(name, torch.zeros_like(exact[name]))
         change = _Change(updates, name, before, order + number)
-        yield change.row("teacher_forced", exact[name], states, rounded)
-        yield change.row("free_running", exact[name], free, expected)
+        yield change.row("teacher_forced", exact, states, rounded)
+        yield change.row("free_running", exact, free, expected)
 
 
 def _a_step_away(gradient: Tensor, format: str) -> Tensor:
@@ -114,7 +114,7 @@ class _Change:
     def row(
         self,
         mode: Mode,
-        exact: Tensor,
+        exact_state: State,
         states: Mapping[Side, State],
         expected: Mapping[Side, State],
     ) -> Row:
@@ -122,14 +122,16 @@ class _Change:
 
         Args:
             mode: which.
-            exact: the reference's state after.
+            exact_state: the reference's after.
             states: the sides'.
             expected: what gradients of the sides' own make of the reference's.
         """
+        exact = exact_state[self.name]
         reference = exact.double() - self.before
         formats = {
             side: self.updates.formats.get(side, {}).get(self.name, "float32") for side in SIDES
         }
+        forced = mode == "teacher_forced"
         changes: dict[Side, Tensor | None] = {}
         clauses: dict[Side, str] = {}
         bands, excess = [], [-math.inf]
@@ -145,7 +147,8 @@ class _Change:
             if not power <= allowed:
                 ratio = power / allowed if allowed else math.inf
                 excess.append(10 * math.log10(ratio) if math.isfinite(ratio) else math.inf)
-                clauses[side] = self._clause(reference, found, formats[side])
+                lost = self._lost_moments(exact_state, states[side], side) if forced else ""
+                clauses[side] = self._clause(reference, found) + lost
         a, b = changes["a"], changes["b"]
         tensor = TensorComparison(
             mode=mode,
@@ -189,12 +192,23 @@ class _Change:
         factor = 1.0 if mode == "teacher_forced" else _FREE_FACTOR
         return (stored + factor * by_gradients + arithmetic * change) ** 2
 
-    def _clause(self, reference: Tensor, found: Tensor | None, format: str) -> str:
+    def _clause(self, reference: Tensor, found: Tensor | None) -> str:
         before = self.updates.before
         if found is not None and not found.any() and self.name in before:
             what = "moment" if self.name.rpartition(".")[0] in before else "weight"
             return f"is zero: it equals the value of the step before (stale {what})"
         return find_cause(reference, found, find_format("float32"))
+
+    def _lost_moments(self, exact: State, state: State, side: Side) -> str:
+        """Which moments of a weight the side's formats have made zero, so that its step is long."""
+        found = []
+        for name, format in self.updates.formats.get(side, {}).items():
+            if name.rpartition(".")[0] == self.name and name in exact and name in state:
+                share = measure_storage(exact[name], state[name].cpu(), format).underflowed_share
+                if share:
+                    moment = name.rpartition(".")[2]
+                    found.append(f" ({100 * share:.2g} % of its {moment} became zero in {format})")
+        return "".join(found)
 
     def _stored(self, mode: Mode, exact: Tensor, state: State, format: str) -> StoredTensor:
         """In the free run the values before they are stored are the side's own, and not known."""

@@ -260,6 +260,31 @@ def test_a_moment_that_stays_is_named(net: tuple[nn.Module, Tensor]) -> None:
     assert row.finding == "b is zero: it equals the value of the step before (stale moment)"
 
 
+class Faint(nn.Module):
+    """Gradients whose squares are too small for 16 bits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Tensor) -> Tensor:
+        loss: Tensor = 1e-6 * self.net(batch)
+        return loss
+
+
+def test_steps_that_are_long_for_moments_that_became_zero_are_told(
+    net: tuple[nn.Module, Tensor],
+) -> None:
+    module, batch = net
+    found = compare((Faint(module), batch), "dojo", LEAN)
+    row = first(found)
+    assert row.name == "net.first.weight"
+    assert row.finding.endswith("% of its exp_avg_sq became zero in cfloat16_uhp)")
+    others = [each for each in found.tensors if each.outside and each.mode == "free_running"]
+    assert others
+    assert not any("became zero" in each.finding for each in others)
+
+
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(("name", "options"), [("cpu", {}), ("cpu", BF16), ("dojo", {})])
 def test_a_weight_that_a_side_keeps_from_its_capture_is_named(
