@@ -59,6 +59,7 @@ class TracedFunction:
 
     Args:
         joint: the graph; never changed.
+        examples: its inputs, as fake tensors.
         partition: how AOTAutograd wants it cut; None: nothing has a gradient.
         names: of the inputs that are trained weights, by number.
         inputs: see `CapturedGraphs`.
@@ -66,6 +67,7 @@ class TracedFunction:
     """
 
     joint: GraphModule
+    examples: Any
     partition: Mapping[str, Any] | None
     names: Mapping[int, str]
     inputs: Sequence[Tensor]
@@ -87,7 +89,7 @@ class TracedFunction:
         else:
             with torch.no_grad():
                 module, backward = cut_in_two(
-                    module, None, names=self.names, mark=mark, **self.partition
+                    module, self.examples, names=self.names, mark=mark, **self.partition
                 )
         return CapturedGraphs(
             forward=module, backward=backward, inputs=self.inputs, places=self.places
@@ -115,6 +117,7 @@ def trace_function(
             found.append(
                 TracedFunction(
                     joint=joint,
+                    examples=inputs,
                     partition=partition or None,
                     names={
                         number: names.get(example, f"parameter_{number}")

@@ -1,7 +1,5 @@
 """The passes of lowering, in their order: a captured step becomes a tile program."""
 
-from collections.abc import Callable
-
 from fsdtrain.backend import BackendError
 from fsdtrain_dojo.lowering.chain_space import Space, find_spaces
 from fsdtrain_dojo.lowering.kernel import KernelGraph
@@ -14,11 +12,17 @@ from fsdtrain_dojo.lowering.program import TileProgram
 from fsdtrain_dojo.timing.costs import Costs
 from fsdtrain_dojo.timing.schedule_steps import schedule_steps
 
-# `expand_macros` comes before: it makes the graph that these start with.
-GRAPH_PASSES: tuple[Callable[[KernelGraph], KernelGraph], ...] = (
-    fold_views,  # first: fusing sees who really reads what
-    fuse_elementwise,  # before layouts: a fused result needs none
-)
+
+def transform_graph(graph: KernelGraph, costs: Costs) -> KernelGraph:
+    """The graph that layouts are chosen for.
+
+    Args:
+        graph: as `expand_macros` makes it.
+        costs: of the machine.
+    """
+    graph = fold_views(graph)  # first: fusing sees who really reads what
+    # before layouts: a fused result needs none
+    return fuse_elementwise(graph, room_bytes=costs.machine.node.memory.capacity_bytes)
 
 
 def lower(graph: KernelGraph, costs: Costs) -> TileProgram:
@@ -31,8 +35,7 @@ def lower(graph: KernelGraph, costs: Costs) -> TileProgram:
         BackendError: it cannot run there: a format that the machine lacks, a kernel that does not
             fit into a node, values that fit nowhere.
     """
-    for transform in GRAPH_PASSES:
-        graph = transform(graph)
+    graph = transform_graph(graph, costs)
     spaces = list(find_spaces(graph))
     try:
         program = place(graph, costs)

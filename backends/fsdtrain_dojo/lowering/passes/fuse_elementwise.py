@@ -9,9 +9,12 @@
 A kernel joins the kernel that makes one of its operands if it reads, at every point, just what that
 one has made there, and if an order remains in which everything is made before it is read. Kernels
 that read each other's results so end up as one: the optimiser's update of a weight is one kernel.
-What a fused kernel makes is written to memory only where somebody else reads it.
+What a fused kernel makes is written to memory only where somebody else reads it. Where a loop
+cannot be divided (the planes that the gradient of a sampling adds to), all that is fused lies
+beside its whole range: nothing joins that does not fit into a node.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,11 +27,13 @@ from fsdtrain_dojo.lowering.kernel import (
     Kernel,
     KernelGraph,
     Loop,
+    Range,
     Span,
     Unit,
     along,
     whole,
 )
+from fsdtrain_dojo.timing.node_rates import SUM_BYTES
 
 # For each loop of a consumer: the loop of its producer that it is, or None where the producer
 # always makes all of that loop's range.
@@ -60,14 +65,23 @@ class _Group:
 
 @dataclass
 class _Groups:
-    """All groups so far, and who makes and reads which value."""
+    """All groups so far, and who makes and reads which value.
+
+    `all_readers`: by value, the names of all kernels that read it, of groups to come as well.
+    """
 
     graph: KernelGraph
+    room_bytes: float
     makers: dict[str, _Group] = field(default_factory=dict)
     readers: dict[str, set[_Group]] = field(default_factory=dict)
     renewed_by: dict[str, str] = field(default_factory=dict)
+    all_readers: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for kernel in self.graph.kernels:
+            for each in (kernel, *kernel.epilogue):
+                for access in each.reads:
+                    self.all_readers.setdefault(access.value, set()).add(each.name)
         self.renewed_by = {old: new for new, old in self.graph.renews.items()}
 
     def add(self, group: _Group) -> None:
@@ -86,15 +100,19 @@ class _Groups:
         return sorted(set(makers) - {group}, key=lambda each: -each.place)
 
 
-def fuse_elementwise(graph: KernelGraph) -> KernelGraph:
+def fuse_elementwise(graph: KernelGraph, *, room_bytes: float = math.inf) -> KernelGraph:
     """A graph of fewer kernels that makes the same outputs, bit for bit.
 
     An element-wise kernel is one of the vector unit without reductions whose writes run plainly
     along all its loops. It is fused into a matrix or vector kernel of the same phase; behind a
     reduction it runs when the sum is complete. Matrix kernels keep their place; element-wise ones
     may move to that of the kernel they are fused with, before or after their own.
+
+    Args:
+        graph: as `fold_views` leaves it.
+        room_bytes: a node's memory.
     """
-    groups = _Groups(graph)
+    groups = _Groups(graph, room_bytes)
     for place, kernel in enumerate(graph.kernels):
         parts = [replace(kernel, epilogue=(), hidden=frozenset()), *kernel.epilogue]
         group: _Group | None = _Group(place, parts, all(map(_is_elementwise, parts)))
@@ -122,11 +140,47 @@ def _joined(groups: _Groups, group: _Group) -> _Group | None:
             place = group.place
         else:
             continue
+        moved = [_in_loops_of(main, kernel, sources) for kernel in group.kernels]
+        joined = _Group(place, [*producer.kernels, *moved], producer.is_elementwise)
+        if _least_bytes(groups, joined) > groups.room_bytes:
+            continue
         groups.drop(producer)
         groups.drop(group)
-        moved = [_in_loops_of(main, kernel, sources) for kernel in group.kernels]
-        return _Group(place, [*producer.kernels, *moved], producer.is_elementwise)
+        return joined
     return None
+
+
+def _least_bytes(groups: _Groups, joined: _Group) -> int:
+    """What a node holds at once of a group, in the smallest steps; 0 where all can be divided."""
+    main = joined.kernels[0]
+    if all(loop.is_splittable for loop in main.loops):
+        return 0
+    ranges = [(0, 1 if loop.is_splittable else loop.size) for loop in main.loops]
+    values = groups.graph.values
+    made = joined.writes
+    hidden = {
+        name
+        for name in made
+        if not values[name].is_output
+        and name not in groups.graph.renews
+        and groups.all_readers.get(name, set()) <= {kernel.name for kernel in joined.kernels}
+    }
+    held = {each.value: (each, values[each.value].element_bytes) for each in joined.reads}
+    for name in made:
+        held.pop(name, None)
+    for name in made.keys() - hidden:
+        # Results wait until the sum is complete.
+        sums = SUM_BYTES if main.reductions else 0
+        held[name] = (made[name], values[name].element_bytes + sums)
+    return sum(
+        _num_touched(access, ranges, values[name].shape) * num_bytes
+        for name, (access, num_bytes) in held.items()
+    )
+
+
+def _num_touched(access: Access, ranges: Sequence[Range], shape: Sequence[int]) -> int:
+    touched = (span.touched(ranges, size) for span, size in zip(access.spans, shape, strict=True))
+    return math.prod(last - first for first, last in touched)
 
 
 def _is_elementwise(kernel: Kernel) -> bool:

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from fsdtrain_dojo.lowering.chain_space import find_spaces
 from fsdtrain_dojo.lowering.kernel import KernelGraph
-from fsdtrain_dojo.lowering.lower import GRAPH_PASSES, place
+from fsdtrain_dojo.lowering.lower import place
 from fsdtrain_dojo.lowering.passes.expand_macros import expand_macros
+from fsdtrain_dojo.lowering.passes.fold_views import fold_views
+from fsdtrain_dojo.lowering.passes.fuse_elementwise import fuse_elementwise
 from fsdtrain_dojo.lowering.passes.tile_chains import tile_chains
 from fsdtrain_dojo.lowering.program import TileProgram
 from fsdtrain_dojo.lowering.record_step import RecordedStep, record_forward, record_step
@@ -93,9 +95,7 @@ def forward_graph(heads: int, rows: int, width: int) -> KernelGraph:
 
 
 def with_passes(graph: KernelGraph) -> KernelGraph:
-    for transform in GRAPH_PASSES:
-        graph = transform(graph)
-    return graph
+    return fuse_elementwise(fold_views(graph))
 
 
 def with_chains(graph: KernelGraph) -> KernelGraph:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fsdtrain_dojo.lowering.finish import home_division
 from fsdtrain_dojo.lowering.kernel import KernelGraph, Phase, ValueKind
-from fsdtrain_dojo.lowering.lower import GRAPH_PASSES, lower
+from fsdtrain_dojo.lowering.lower import lower, transform_graph
 from fsdtrain_dojo.lowering.mapping import divided_boxes
 from fsdtrain_dojo.lowering.passes import choose_layouts as module_under_test
 from fsdtrain_dojo.lowering.passes.choose_layouts import choose_layouts
@@ -110,9 +110,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["holes", "gpu"])
 def test_a_choice_that_is_looked_up_is_the_one_made_anew(name, monkeypatch):
-    graph = training_graph()
-    for each in GRAPH_PASSES:
-        graph = each(graph)
+    graph = transform_graph(training_graph(), costs_of(name))
     remembered = choose_layouts(graph, costs_of(name))
     without_memory(monkeypatch)
     anew = choose_layouts(graph, costs_of(name))

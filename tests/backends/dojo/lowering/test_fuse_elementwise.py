@@ -191,6 +191,25 @@ def test_a_crosswise_reader_is_renumbered_unless_it_reads_straight_as_well():
     assert len(fuse_elementwise(graph_of(x, w, y, z, product(y, x, w), both)).kernels) == 2
 
 
+def test_what_lies_beside_a_loop_that_cannot_be_divided_has_to_fit() -> None:
+    """A plane of 5 x 3 float32, the sum over 7 places: 60 B each of sums, shortcut and result."""
+    x, y, z = operand("x", 7), value("y", 5, 3), value("z", 5, 3, is_output=True)
+    scatter = Kernel(
+        name="scatter", op="scatter", phase=Phase.FORWARD, unit=Unit.VECTOR, flops=7,
+        loops=(Loop("i", 5, is_splittable=False), Loop("j", 3, is_splittable=False), Loop("o", 7)),
+        reads=(Access("x", (along(2),)),),
+        writes=(Access("y", (along(0), along(1)), is_gathered=True, gathered_share=0.5),),
+        compute=lambda tensors, block: [tensors[0].sum().expand(5, 3)],
+    )  # fmt: skip
+    shortcut = operand("shortcut", 5, 3)
+    graph = graph_of(x, shortcut, y, z, scatter, pointwise(z, torch.add, y, shortcut))
+    beside = 3 * 60 + 4
+    assert names(fuse_elementwise(graph, room_bytes=beside)) == [["y", "z"]]
+    assert names(fuse_elementwise(graph, room_bytes=beside - 1)) == [["y"], ["z"]]
+    # What can be divided is no matter of room.
+    assert len(fuse_elementwise(layer_graph(), room_bytes=1).kernels) == 2
+
+
 @pytest.mark.parametrize("span", [Span(((1, 1),), low=-1, high=1), Span(((1, 2),), high=1)])
 def test_a_reader_of_neighbours_stays_alone(span):
     x, w = operand("x", 5, 7), operand("w", 7, 4)
