@@ -213,15 +213,15 @@ class Backend(ABC):
             BackendError: the step is no static graph, or trains nothing.
         """
         # It brings torch's compiler, and importing a backend is cheap.
-        from fsdtrain.step_graph.capture import capture_step
+        from fsdtrain.step_graph.capture import trace_step
 
-        return capture_step(
+        return trace_step(
             step,
             batch,
             autocast=self.autocast,
             to_device=self.to_device,
             who=f"backend {self.name}",
-        )
+        ).graph()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """What the forward pass runs in: its mixed precision, if it has any."""

@@ -71,7 +71,7 @@ from fsdtrain.settings import (
     read_compare_settings,
     read_settings,
 )
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _tune(
         b.backend,
         b.step,
         b.batch,
-        reference=capture_step(reference, batch, who="the reference"),
+        reference=trace_step(reference, batch, who="the reference").graph(),
         make_optimizer=partial(build_optimizer, training=settings.training),
     )
 

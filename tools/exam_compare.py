@@ -27,7 +27,7 @@ from fsdtrain.comparison.numerics import compare_numerics
 from fsdtrain.comparison.record import SIDES, Side
 from fsdtrain.comparison.rows import Row, UnitRows
 from fsdtrain.comparison.teacher import run_side
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 from fsdtrain.step_graph.graph import GraphOp, StepGraph
 from fsdtrain.step_graph.units import Unit, align_steps
 
@@ -168,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     step, batch = hydra_bev(arguments.seed)
-    reference = capture_step(step, batch)
+    reference = trace_step(step, batch).graph()
     is_clean = True
     for pair in arguments.pairs:
         graphs = {"a": side_graph("cpu", step, batch), "b": side_graph(pair, step, batch)}

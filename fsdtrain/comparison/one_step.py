@@ -19,7 +19,7 @@ from fsdtrain.comparison.repro import write_repro
 from fsdtrain.comparison.script import SideBackend
 from fsdtrain.comparison.updates import Updates
 from fsdtrain.comparison.weight_update import MakeOptimizer, compare_with
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 from fsdtrain.step_graph.graph import StepGraph
 from fsdtrain.step_graph.units import AlignedSteps, align_steps
 
@@ -82,7 +82,7 @@ def capture_sides(
         BackendError: it is no static graph.
     """
     logger.info("capturing the step: the reference, a and b")
-    graph = capture_step(reference, batch, who="the reference")
+    graph = trace_step(reference, batch, who="the reference").graph()
     graph_a = a.backend.step_graph(a.step, a.batch)
     graph_b = b.backend.step_graph(b.step, b.batch)
     sides = {"a": (a.step, a.backend), "b": (b.step, b.backend)}

@@ -35,7 +35,7 @@ def find_formats(backend: Backend) -> FormatLadders:
     """What a backend has to choose from.
 
     Raises:
-        UserError: nothing.
+        UserError: there is nothing to choose from.
     """
     ladders = backend.wider_formats()
     if ladders is None or not any(len(each) > 1 for each in ladders.formats.values()):
@@ -278,7 +278,9 @@ class _Search:
         if levels not in self.snrs:
             self.num_runs += 1
             self.snrs[levels] = self.measure(self._options(levels))
-            logger.info("tune: %s: %s", self._describe(levels), _db(self.snrs[levels]))
+            logger.info(
+                "tune: %s: %s (%s)", self._describe(levels), _db(self.snrs[levels]), self.origin
+            )
         return self.snrs[levels]
 
     def _time(self, levels: Levels) -> float | None:

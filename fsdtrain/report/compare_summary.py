@@ -28,7 +28,10 @@ def compare_summary(record: CompareRecord) -> Group:
     is_same = record.verdict.exit_code == 0
     # Text, not markup: names may hold brackets.
     parts: list[Text | Table] = [
-        Text(f"a: {record.a_name}    b: {record.b_name}"),
+        Text(
+            f"a: {record.a_name}, values {record.a_manifest.origin}    "
+            f"b: {record.b_name}, values {record.b_manifest.origin}"
+        ),
         Text(record.verdict.sentence, style="bold green" if is_same else "bold red"),
     ]
     checks = Table(box=None, show_header=False, padding=(0, 1, 0, 0))

@@ -43,6 +43,9 @@ class TracedStep:
     ) -> StepGraph:
         """The step as ops, on the weights that the module has now.
 
+        Random ops draw what they would draw if the step were run now: the CPU's generator is read,
+        and left as it is.
+
         Args:
             mark: what to do with the graph of the whole step before it is cut in two.
             behaviour: of its ops; None: PyTorch's.
@@ -86,22 +89,6 @@ def trace_step(
     with torch.enable_grad(), without_compiled_calls(module), autocast():
         function = trace_function(run, on_device, names=names, who=who)
     return TracedStep(function=function, module=module)
-
-
-def capture_step(
-    step: nn.Module,
-    batch: Any,
-    *,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    to_device: Callable[[Tensor], Tensor] = lambda value: value,
-    who: str = "a captured step",
-) -> StepGraph:
-    """The ops of a step as PyTorch runs them; arguments and errors as `trace_step` has them.
-
-    Random ops draw what they would draw if the step were run now: the CPU's generator is read, and
-    left as it is.
-    """
-    return trace_step(step, batch, autocast=autocast, to_device=to_device, who=who).graph()
 
 
 def loss_of(output: Any) -> Tensor:

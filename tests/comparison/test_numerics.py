@@ -18,7 +18,7 @@ from fsdtrain.comparison.numerics import compare_numerics
 from fsdtrain.comparison.record import NumericsComparison, Side, TensorComparison
 from fsdtrain.comparison.summary import name_divergence
 from fsdtrain.errors import UserError
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 from fsdtrain.step_graph.graph import GraphOp, Results, StepGraph
 from tests.comparison import faults
 
@@ -73,7 +73,7 @@ def network(seed: int) -> tuple[nn.Module, Tensor]:
 def graph(name: str, seed: int = 0) -> StepGraph:
     module, batch = network(seed)
     if name == "reference":
-        return capture_step(module, batch)
+        return trace_step(module, batch).graph()
     return backend(name).step_graph(module, batch)
 
 

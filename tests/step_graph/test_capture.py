@@ -14,7 +14,7 @@ from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.errors import BackendError
 from fsdtrain.models.hydra_bev import HydraBev
-from fsdtrain.step_graph.capture import capture_step, loss_of
+from fsdtrain.step_graph.capture import loss_of, trace_step
 from fsdtrain.step_graph.graph import StepGraph, run_freely
 from tests.backends.dojo.model_cases import CASES, build_model, each_case, make_inputs
 
@@ -32,7 +32,7 @@ BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 def capture(step: nn.Module, batch: Any, **options: Any) -> StepGraph:
     torch.manual_seed(SEED)
-    return capture_step(step, batch, **options)
+    return trace_step(step, batch, **options).graph()
 
 
 def run_eagerly(
@@ -168,7 +168,7 @@ class MeanSquare(nn.Module):
 def test_nothing_is_left_behind() -> None:
     step, batch = MeanSquare(make_small()), torch.randn(5, 3)
     before, generator = copy.deepcopy(step.state_dict()), torch.get_rng_state()
-    graph = capture_step(step, batch)
+    graph = trace_step(step, batch).graph()
     run_freely(graph)
     assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -178,7 +178,7 @@ def test_nothing_is_left_behind() -> None:
 
 def test_a_graph_keeps_its_weights_when_training_goes_on() -> None:
     step, batch = MeanSquare(make_small()), torch.randn(5, 3)
-    graph = capture_step(step, batch)
+    graph = trace_step(step, batch).graph()
     before = run_freely(graph)
     with torch.no_grad():
         for weight in step.parameters():
@@ -220,11 +220,11 @@ class Breaking(MeanSquare):
 def test_what_cannot_be_captured_is_refused() -> None:
     batch = torch.randn(5, 3)
     with pytest.raises(BackendError, match=r"one static graph.*; backend x needs fixed shapes"):
-        capture_step(Breaking(make_small()), batch, who="backend x")
+        trace_step(Breaking(make_small()), batch, who="backend x").graph()
     with pytest.raises(BackendError, match="no weight of the module gets a gradient"):
-        capture_step(MeanSquare(make_small()).requires_grad_(False), batch)
+        trace_step(MeanSquare(make_small()).requires_grad_(False), batch).graph()
     with (
         torch.compiler.set_stance("force_eager"),
         pytest.raises(BackendError, match="a captured step cannot take a step that is not capt"),
     ):
-        capture_step(MeanSquare(make_small()), batch)
+        trace_step(MeanSquare(make_small()), batch).graph()

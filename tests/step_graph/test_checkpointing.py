@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 from fsdtrain.step_graph.graph import run_freely
 
 Function = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ def forget_graphs() -> Iterator[None]:
 def test_random_numbers_are_drawn_once(function: Function) -> None:
     x, module = torch.randn(5, 4), Checkpointed(function)
     torch.manual_seed(5)
-    graph = capture_step(module, x)
+    graph = trace_step(module, x).graph()
     found = run_freely(graph)
     torch.manual_seed(5)
     loss = module(x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fsdtrain.data.batch import ClipBatch
 from fsdtrain.engine.step import TrainingStep
 from fsdtrain.models.hydra_bev import HydraBev
-from fsdtrain.step_graph.capture import capture_step
+from fsdtrain.step_graph.capture import trace_step
 from fsdtrain.step_graph.graph import GraphOp, StepGraph, run_freely
 from fsdtrain.step_graph.units import AlignedSteps, Side, align_steps, find_units, run_units
 from tests.backends.dojo.model_cases import CASES, build_model, each_case, make_inputs
@@ -61,7 +61,7 @@ def names_of_pairs(aligned: AlignedSteps) -> set[tuple[str, str]]:
 )
 def test_models_match_as_a_whole(name: str, is_checkpointed: bool) -> None:
     model, inputs = build_model(CASES[name], is_checkpointed=is_checkpointed), make_inputs()
-    reference, a = capture_step(model, inputs), capture_step(model, inputs)
+    reference, a = trace_step(model, inputs).graph(), trace_step(model, inputs).graph()
     b = DojoBackend(recipe=CFP8).step_graph(model, inputs)
     aligned = align_steps(reference, a, b)
     assert aligned.unmatched == ()
@@ -79,7 +79,7 @@ def test_hydra_bev_with_casts_and_with_rounded_copies(
     network, batch = make_network(), make_batch()
     network.recompute_backbone = recompute
     step = TrainingStep(network)
-    reference, a = capture_step(step, batch), capture_step(step, batch, autocast=bf16)
+    reference, a = trace_step(step, batch).graph(), trace_step(step, batch, autocast=bf16).graph()
     b = DojoBackend(recipe=CFP8).step_graph(step, batch)
     aligned = align_steps(reference, a, b)
     assert aligned.unmatched == ()
@@ -94,7 +94,7 @@ def test_hydra_bev_with_casts_and_with_rounded_copies(
 def test_hybrid_of_two_sides_is_between_them() -> None:
     """All but one unit as a: what does not depend on that unit is a's."""
     model, inputs = build_model(CASES["resnet"]), make_inputs()
-    reference = capture_step(model, inputs)
+    reference = trace_step(model, inputs).graph()
     b = DojoBackend(recipe=CFP8).step_graph(model, inputs)
     units = find_units(reference, reference, b)
     convolutions = [unit.name for unit in units if unit.op == "aten.convolution"]
@@ -164,8 +164,8 @@ class Fused(nn.Module):
 
 def test_fused_op_against_many_plain_ones() -> None:
     x = torch.randn(5, 6)
-    reference = capture_step(Fused(plain), x)
-    b = capture_step(Fused(fused), x)
+    reference = trace_step(Fused(plain), x).graph()
+    b = trace_step(Fused(fused), x).graph()
     aligned = align_steps(reference, reference, b)
     alone = [each for each in aligned.unmatched if each.startswith("b alone")]
     assert [each.partition(" in ")[0] for each in alone] == [
